@@ -1,0 +1,28 @@
+"""Aligned text tables and CSV files of the benchmarks' rows."""
+
+import csv
+
+
+def format_cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def print_table(rows: list[dict]) -> None:
+    names = list(rows[0])
+    cells = [names] + [[format_cell(row.get(name, "")) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+
+
+def write_csv(path: str, rows: list[dict]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def verdict(is_met: bool) -> str:
+    return "pass" if is_met else "FAIL"

@@ -1,0 +1,60 @@
+"""A conditional that stays one under `jax.vmap`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array
+
+from blackjax_smile import _tree
+
+__all__ = ["rarely"]
+
+
+def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: Any) -> Any:
+    """Return ``function(operand, *args)`` where the predicate holds, else ``operand``.
+
+    Under `jax.vmap`, `jax.lax.cond` runs both branches for every chain. Here
+    ``function`` runs only when some chain needs it, for all of them, and each
+    chain gets what its own predicate says.
+
+    Parameters
+    ----------
+    predicate
+        A boolean scalar.
+    function
+        Maps the operand to a tree of the same structure, shapes and dtypes. It
+        must not close over traced arrays: pass them as ``args``.
+    operand, args
+        Trees of arrays.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def conditional(predicate, operand, args):
+        return jax.lax.cond(
+            predicate,
+            lambda operand, args: function(operand, *args),
+            lambda operand, _: operand,
+            operand,
+            args,
+        )
+
+    @conditional.def_vmap
+    def rule(axis_size, in_batched, predicate, operand, args):
+        def broadcast(is_batched, x):
+            return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
+
+        predicate, operand = jax.tree.map(broadcast, in_batched[:2], [predicate, operand])
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[2])
+
+        def masked(operand, predicate, args):
+            def one(predicate, operand, args):
+                return _tree.select(predicate, function(operand, *args), operand)
+
+            return jax.vmap(one, in_axes=(0, 0, axes))(predicate, operand, args)
+
+        out = rarely(jnp.any(predicate), masked, operand, predicate, args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return conditional(predicate, operand, args)

@@ -1,0 +1,170 @@
+"""Arithmetic on pytrees of arrays, leaf by leaf.
+
+Nothing here ravels the tree: a copy into one flat vector costs as much as a
+pass of the dynamics.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
+
+__all__ = [
+    "add_scaled",
+    "all_finite",
+    "as_float_tree",
+    "init_residual",
+    "move",
+    "named_leaves",
+    "random_normals",
+    "random_signs",
+    "scalar_dtype",
+    "select",
+    "unstack",
+    "vdot",
+]
+
+
+def named_leaves(tree: ArrayLikeTree, var_name: str = "x") -> dict[str, Any]:
+    """Return the leaves of a tree under their paths, joined by dots, in its order.
+
+    ``var_name`` names a bare array, and is the stem of the names of a sequence's.
+    """
+    named: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # A bare number is no name.
+        indexed = bool(path) and isinstance(path[0], jax.tree_util.SequenceKey)
+        parts = [var_name] if indexed or not path else []
+        parts += [jax.tree_util.keystr((key,), simple=True) for key in path]
+        # netCDF keeps "/" for its groups; flat dicts of some libraries use it as well.
+        name = ".".join(parts).replace("/", ".")
+        if name in named:
+            raise ValueError(f"Two leaves of the position have the name {name!r}: rename one.")
+        named[name] = leaf
+    return named
+
+
+def as_float_tree(position: ArrayLikeTree) -> ArrayTree:
+    """Return ``position`` with array leaves; raise if a leaf is not floating."""
+
+    def convert(path, leaf):
+        leaf = jnp.asarray(leaf)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = jax.tree_util.keystr(path) or "the position"
+            raise ValueError(
+                f"A position needs floating-point leaves, but {name} has dtype "
+                f"{leaf.dtype}. Convert it, e.g. with `jnp.asarray(x, float)`; "
+                "a discrete parameter cannot be sampled by gradients."
+            )
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(convert, position)
+
+
+def accumulation_dtype(leaf) -> jnp.dtype:
+    """Return the dtype in which a leaf's sums are kept: float32 or wider."""
+    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+
+
+def scalar_dtype(tree: ArrayLikeTree) -> jnp.dtype:
+    """Return the dtype of a tree's norms: float32, or the widest leaf's if wider."""
+    dtype = jnp.dtype(jnp.float32)
+    for leaf in jax.tree.leaves(tree):
+        dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+    return dtype
+
+
+def vdot(a: ArrayTree, b: ArrayTree) -> Array:
+    """Return the inner product of two trees, accumulated in `scalar_dtype`."""
+    # A sum of products fuses with what computes `a` and `b`; jnp.vdot would
+    # write both to memory first.
+    dtype = scalar_dtype((a, b))
+    return sum(
+        (
+            jnp.sum(x.astype(accumulation_dtype(x)) * y.astype(accumulation_dtype(y))).astype(dtype)
+            for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        ),
+        start=jnp.zeros((), dtype),
+    )
+
+
+def add_scaled(tree: ArrayTree, scale: Array, direction: ArrayTree) -> ArrayTree:
+    """Return ``tree + scale * direction`` in the dtypes of ``tree``."""
+    return jax.tree.map(
+        lambda x, v: (x + scale.astype(v.dtype) * v).astype(x.dtype), tree, direction
+    )
+
+
+def init_residual(tree: ArrayTree) -> ArrayTree:
+    """Return a float32 zero for each leaf of lower precision, and None for the others."""
+    low = [jnp.finfo(leaf.dtype).bits < 32 for leaf in jax.tree.leaves(tree)]
+    zeros = [
+        jnp.zeros(leaf.shape, jnp.float32) if is_low else None
+        for is_low, leaf in zip(low, jax.tree.leaves(tree), strict=True)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(tree), zeros)
+
+
+def move(
+    tree: ArrayTree, residual: ArrayTree, scale: Array, direction: ArrayTree
+) -> tuple[ArrayTree, ArrayTree]:
+    """Return ``tree + scale * direction`` and what its rounding left behind.
+
+    In bfloat16 a small step would be rounded away every time; ``residual`` (see
+    `init_residual`) keeps it in float32, so that small steps add up.
+    """
+
+    def add(x, r, v):
+        start = x if r is None else x.astype(r.dtype) + r
+        return start + scale.astype(v.dtype) * v
+
+    exact = jax.tree.map(add, tree, residual, direction)
+    rounded = jax.tree.map(lambda e, x: e.astype(x.dtype), exact, tree)
+    left = jax.tree.map(
+        lambda x, e, r: None if r is None else e - x.astype(r.dtype), rounded, exact, residual
+    )
+    return rounded, left
+
+
+def select(predicate: Array, on_true: ArrayTree, on_false: ArrayTree) -> ArrayTree:
+    """Return one of two trees of the same structure, chosen by a traced scalar."""
+    return jax.tree.map(lambda a, b: jnp.where(predicate, a, b), on_true, on_false)
+
+
+def unstack(draws: ArrayTree) -> list[ArrayTree]:
+    """Return the trees that were stacked along the leading axis."""
+    return [jax.tree.map(lambda x, j=j: x[j], draws) for j in range(len(jax.tree.leaves(draws)[0]))]
+
+
+def all_finite(tree: ArrayTree) -> Array:
+    """Return whether every element of the tree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def random_normals(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:
+    """Draw standard normals in the shapes and dtypes of ``tree``."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(rng_key, len(leaves))
+    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def random_signs(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:
+    """Draw independent signs (mean 0, variance 1) in the shapes and dtypes of ``tree``.
+
+    One random word serves 32 elements, which makes this several times cheaper
+    than normals.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(rng_key, len(leaves))
+    draws = [_signs(k, x) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(treedef, draws)
+
+
+def _signs(rng_key: PRNGKey, leaf: Array) -> Array:
+    words = jax.random.bits(rng_key, (math.ceil(leaf.size / 32), 1), jnp.uint32)
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
+    signs = bits.astype(leaf.dtype) * 2 - 1
+    return signs.reshape(-1)[: leaf.size].reshape(leaf.shape)

@@ -1,0 +1,1 @@
+"""Warmup: finding everything a sampler needs, then freezing it."""

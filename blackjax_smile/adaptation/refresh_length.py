@@ -1,0 +1,93 @@
+r"""The distance :math:`L` over which the momentum is refreshed.
+
+Gradient noise that is not white biases the result at every step size, unless an
+isotropic refresh outweighs it. Two lengths and a number decide, see
+`choose_length`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayTree
+
+from blackjax_smile import _tree
+
+__all__ = [
+    "WhitenedPath",
+    "choose_length",
+    "init_path",
+    "natural_length",
+    "noise_length",
+    "update_path",
+]
+
+#: The refresh outweighs the anisotropic part of the gradient noise this many times.
+DOMINANCE = 4.0
+
+#: A length below this many steps would make the dynamics a random walk.
+MIN_STEPS = 4.0
+
+
+class WhitenedPath(NamedTuple):
+    r"""The path of a chain in whitened coordinates, :math:`y = F^{-1} x`, and its spread.
+
+    ``y`` starts at zero and is accumulated from the momenta, so :math:`F^{-1}`
+    is never needed. Mean and summed squared deviations follow Welford.
+    """
+
+    count: Array
+    y: ArrayTree
+    mean: ArrayTree
+    squared_deviations: Array
+
+
+def init_path(like: ArrayTree) -> WhitenedPath:
+    """Return the path at its start, for momenta in the shapes of ``like``."""
+    zero = jnp.zeros((), _tree.scalar_dtype(like))
+    zeros = jax.tree.map(jnp.zeros_like, like)
+    return WhitenedPath(zero, zeros, zeros, zero)
+
+
+def update_path(
+    path: WhitenedPath, momentum: ArrayTree, new_momentum: ArrayTree, step_size: Array
+) -> WhitenedPath:
+    r"""Move by :math:`\tfrac{\epsilon}{2} (u + u')`."""
+    count = path.count + 1
+    y = _tree.add_scaled(path.y, 0.5 * step_size, jax.tree.map(jnp.add, momentum, new_momentum))
+    before = jax.tree.map(jnp.subtract, y, path.mean)
+    mean = _tree.add_scaled(path.mean, 1 / count, before)
+    after = jax.tree.map(jnp.subtract, y, mean)
+    return WhitenedPath(count, y, mean, path.squared_deviations + _tree.vdot(before, after))
+
+
+def natural_length(path: WhitenedPath) -> Array:
+    r"""Return :math:`L_{nat}`, the root of the summed variances of :math:`y`."""
+    return jnp.sqrt(path.squared_deviations / jnp.maximum(path.count - 1, 1))
+
+
+def noise_length(step_size: Array, noise_variance: Array, dimension: int) -> Array:
+    r"""Return :math:`L_{eff} = 2 (d - 1) / (\epsilon t_1)`.
+
+    The distance over which gradient noise alone, of mean whitened variance
+    :math:`t_1`, turns the momentum.
+    """
+    return 2 * (dimension - 1) / (step_size * noise_variance)
+
+
+def choose_length(natural: Array, noise: Array, anisotropy: Array, step_size: Array) -> Array:
+    r"""Return the refresh length, at least a few steps.
+
+    .. math::
+
+        \frac{1}{L} = \max\left(\frac{1}{L_{nat}} - \frac{1}{L_{eff}},
+            \frac{4 a}{L_{eff}}\right) .
+
+    The refresh supplies what the gradient noise lacks to turn the momentum once
+    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a`. Where
+    the noise is white and strong neither needs a refresh, which would only slow
+    the chain: :math:`L = \infty`. A length that is not known (NaN) asks for none.
+    """
+    rates = jnp.stack([1 / natural - 1 / noise, DOMINANCE * anisotropy / noise])
+    rate = jnp.max(jnp.where(jnp.isfinite(rates) & (rates > 0), rates, 0))
+    return jnp.maximum(1 / rate, MIN_STEPS * step_size)

@@ -1,0 +1,64 @@
+"""The schedule of the warmup: probes, slow windows of doubling length, a fast one."""
+
+from typing import NamedTuple
+
+__all__ = ["MIN_NUM_STEPS", "Schedule", "build_schedule"]
+
+#: Fewer steps cannot tell noise from signal.
+MIN_NUM_STEPS = 100
+
+#: Length of the first slow window; each next one is twice as long.
+FIRST_WINDOW = 100
+
+#: The fast window's statistics set what is frozen, so it is no shorter if possible.
+MIN_FAST_WINDOW = 50
+
+#: Gradients at the initial position for the first estimate of the noise.
+MAX_PROBES = 200
+
+
+class Schedule(NamedTuple):
+    """Numbers of gradients, which sum to ``num_steps``.
+
+    num_probes
+        Gradients at the initial position.
+    slow_windows
+        Lengths of the windows after which the preconditioner is refitted.
+    fast_window
+        Length of the last window, with the final preconditioner.
+    """
+
+    num_probes: int
+    slow_windows: tuple[int, ...]
+    fast_window: int
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return (*self.slow_windows, self.fast_window)
+
+
+def build_schedule(num_steps: int) -> Schedule:
+    """Split a number of steps into probes, slow windows and a fast one.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than `MIN_NUM_STEPS`.
+
+    Examples
+    --------
+    >>> build_schedule(2000)
+    Schedule(num_probes=200, slow_windows=(100, 200, 400, 900), fast_window=200)
+    """
+    if num_steps < MIN_NUM_STEPS:
+        raise ValueError(f"The adaptation needs num_steps >= {MIN_NUM_STEPS}, got {num_steps}.")
+    num_probes = min(num_steps // 10, MAX_PROBES)
+    fast_window = max(num_steps // 10, min(num_steps // 4, MIN_FAST_WINDOW))
+    remaining = num_steps - num_probes - fast_window
+    slow_windows, length = [], FIRST_WINDOW
+    # A window is taken only if one twice as long still fits behind it.
+    while remaining >= 3 * length:
+        slow_windows.append(length)
+        remaining -= length
+        length *= 2
+    return Schedule(num_probes, (*slow_windows, remaining), fast_window)

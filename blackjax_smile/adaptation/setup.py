@@ -1,0 +1,134 @@
+"""Setting up an adaptation: which preconditioner, how minibatches are split, checks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import ArrayTree
+from blackjax.util import pytree_size
+
+from blackjax_smile.adaptation.energy_variance import ENERGY_VARIANCE
+from blackjax_smile.adaptation.pooling import SEPARATE, Pool
+from blackjax_smile.adaptation.schedule import Schedule
+from blackjax_smile.adaptation.step_size import DEFLECTION
+from blackjax_smile.adaptation.windows import WindowedAdaptation
+from blackjax_smile.minibatch_gradient import split_minibatch
+from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.preconditioners.dense import DRAWS_PER_PARAMETER, dense_estimator
+from blackjax_smile.preconditioners.diagonal import diagonal_estimator
+from blackjax_smile.preconditioners.identity import identity_estimator
+from blackjax_smile.preconditioners.kronecker import kronecker_estimator
+from blackjax_smile.preconditioners.low_rank import low_rank_estimator
+
+__all__ = ["PRECONDITIONERS", "build_adaptation", "check_averages", "check_options"]
+
+PRECONDITIONERS = ("auto", "identity", "diagonal", "dense", "kronecker", "low_rank")
+TUNERS = {"deflection": DEFLECTION, "energy_variance": ENERGY_VARIANCE}
+
+
+def check_options(
+    preconditioner: str | PreconditionerEstimator,
+    target_deflection: float,
+    tuner: str = "deflection",
+) -> None:
+    """Raise for an unknown preconditioner or tuner, or a target outside (0, 1]."""
+    if tuner not in TUNERS:
+        raise ValueError(f"tuner must be one of {tuple(TUNERS)}, got {tuner!r}.")
+    if not isinstance(preconditioner, PreconditionerEstimator) and (
+        preconditioner not in PRECONDITIONERS
+    ):
+        raise ValueError(
+            f"preconditioner must be one of {PRECONDITIONERS}, got {preconditioner!r}."
+        )
+    if not 0 < target_deflection <= 1:
+        raise ValueError(f"target_deflection must be in (0, 1] radians, got {target_deflection}.")
+
+
+def build_adaptation(
+    algorithm: Any,
+    logdensity_fn: Callable,
+    position: ArrayTree,
+    schedule: Schedule,
+    minibatch: ArrayTree,
+    *,
+    preconditioner: str | PreconditionerEstimator = "auto",
+    target_deflection: float = 0.25,
+    tuner: str = "deflection",
+    pool: Pool = SEPARATE,
+    dense_limit: int = 1000,
+    spectrum_limit: int = 200,
+) -> WindowedAdaptation:
+    """Return the adaptation of an algorithm to a model, as pure functions.
+
+    Parameters
+    ----------
+    algorithm, logdensity_fn, preconditioner, target_deflection, tuner, dense_limit, spectrum_limit
+        See `blackjax_smile.smile_adaptation`.
+    pool
+        What the chains share.
+    position, minibatch
+        Examples, whose shapes alone matter.
+    schedule
+        Of the warmup to come.
+    """
+    estimator = _choose_estimator(preconditioner, position, schedule, dense_limit, spectrum_limit)
+    num_parts = _num_parts(estimator, minibatch)
+    kernel = algorithm.build_kernel(num_parts=num_parts)
+    return WindowedAdaptation(
+        kernel, logdensity_fn, estimator, target_deflection, num_parts, TUNERS[tuner], pool
+    )
+
+
+def _choose_estimator(
+    preconditioner: str | PreconditionerEstimator,
+    position: ArrayTree,
+    schedule: Schedule,
+    dense_limit: int,
+    spectrum_limit: int,
+) -> PreconditionerEstimator:
+    """Return the estimator that a name stands for."""
+    if isinstance(preconditioner, PreconditionerEstimator):
+        return preconditioner
+    d = pytree_size(position)
+    if preconditioner == "auto":
+        enough = schedule.slow_windows[-1] >= DRAWS_PER_PARAMETER * d
+        has_matrix = any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(position))
+        structured = "kronecker" if has_matrix else "diagonal"
+        preconditioner = "dense" if d <= dense_limit and enough else structured
+    if preconditioner == "dense":
+        return dense_estimator()
+    if preconditioner == "kronecker":
+        return kronecker_estimator()
+    if preconditioner == "low_rank":
+        return low_rank_estimator()
+    if preconditioner == "diagonal":
+        return diagonal_estimator(spectrum_limit)
+    return identity_estimator(position, spectrum_limit)
+
+
+def _num_parts(estimator: PreconditionerEstimator, minibatch: ArrayTree) -> int:
+    """Return into how many parts to split a minibatch: four if that is of use."""
+    sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(minibatch) if jnp.shape(leaf)}
+    quarters = estimator.many_draws and all(size % 4 == 0 for size in sizes)
+    return 4 if quarters else 2
+
+
+def check_averages(logdensity_fn, position, minibatch_fn, rng_key) -> None:
+    """Raise if the log-density sums over its minibatch instead of averaging.
+
+    On half a minibatch it would then see half the data.
+    """
+    minibatch = minibatch_fn(rng_key)
+    halves = split_minibatch(minibatch)
+    whole = jnp.asarray(logdensity_fn(position, minibatch))
+    mean = jnp.mean(jax.vmap(logdensity_fn, (None, 0))(position, halves))
+    if isinstance(whole, jax.core.Tracer) or isinstance(mean, jax.core.Tracer) or whole.shape:
+        return
+    # Below ten nats it may be round-off, of a difference of large numbers.
+    if jnp.abs(whole - mean) > jnp.maximum(0.25 * jnp.abs(whole), 10.0):
+        raise ValueError(
+            "logdensity_fn must average over the rows of its minibatch and scale by the size of "
+            f"the data set: it is {whole} on a minibatch but {mean} on average on its halves. "
+            "blackjax.sgmcmc.gradients.logdensity_estimator builds such a function."
+        )

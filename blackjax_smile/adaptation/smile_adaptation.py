@@ -1,0 +1,254 @@
+"""Warmup of `smile`: nothing to set by hand, frozen before sampling."""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import blackjax
+import jax
+import jax.numpy as jnp
+from blackjax.adaptation.base import AdaptationResults
+from blackjax.base import AdaptationAlgorithm
+from blackjax.mcmc.integrators import isokinetic_mclachlan
+from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
+
+from blackjax_smile import _tree
+from blackjax_smile.adaptation.drive import StepHistory, run_on_device, run_on_host
+from blackjax_smile.adaptation.pooling import CHAIN_AXIS, Pool, check_axis
+from blackjax_smile.adaptation.schedule import Schedule, build_schedule
+from blackjax_smile.adaptation.setup import build_adaptation, check_averages, check_options
+from blackjax_smile.adaptation.state import WindowInfo
+from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.sgmcmc import smile
+
+__all__ = ["SmileAdaptationInfo", "smile_adaptation"]
+
+
+class SmileAdaptationInfo(NamedTuple):
+    """What the warmup did.
+
+    schedule
+        Numbers of gradients: probes, slow windows, the fast window.
+    num_finite_probes
+        Number of finite gradients at the initial position.
+    windows
+        `WindowInfo` with one entry per window: the slow ones, then the fast one,
+        whose anisotropy says whether the frozen preconditioner can be trusted.
+    steps
+        `StepHistory`, scalars of every step of the windows.
+    """
+
+    schedule: Schedule
+    num_finite_probes: Array
+    windows: WindowInfo
+    steps: StepHistory
+
+
+class FullBatchAdaptationInfo(NamedTuple):
+    """What the warmup did on a full-batch log-density.
+
+    num_integration_steps
+        Number of steps that BlackJAX's tuner took, of two gradients each.
+    """
+
+    num_integration_steps: Array
+
+
+def smile_adaptation(
+    algorithm: Any,
+    logdensity_fn: Callable,
+    minibatch_fn: Callable[[PRNGKey], ArrayTree] | Iterable[ArrayTree] | None = None,
+    *,
+    preconditioner: str | PreconditionerEstimator = "auto",
+    target_deflection: float = 0.25,
+    tuner: str = "deflection",
+    dense_limit: int = 1000,
+    spectrum_limit: int = 200,
+    pooled: bool = False,
+) -> AdaptationAlgorithm:
+    r"""Find the parameters of `smile`, then freeze them.
+
+    The warmup measures the covariance of the gradient noise on the two halves of
+    each minibatch, at no cost, and fits the map that whitens it in slow windows
+    of doubling length; sets the step size by its deflection, a geometric mean
+    that one spike cannot ruin; chooses the refresh length from the whitened
+    path and the noise that is left; and sets the energy threshold. Mirrors
+    `blackjax.window_adaptation`.
+
+    Parameters
+    ----------
+    algorithm
+        `blackjax_smile.smile`.
+    logdensity_fn
+        ``(position, minibatch) -> logdensity``, which averages over the rows of
+        the minibatch and scales to the full data set; or ``position ->
+        logdensity`` when there are no minibatches.
+    minibatch_fn
+        ``rng_key -> minibatch`` with an even number of rows; or an iterable of
+        minibatches on the host (a data loader, a generator), of which the warmup
+        takes ``num_steps``; or None for a full-batch log-density: BlackJAX's
+        tuner of MCLMC then does the work.
+    preconditioner
+        ``"dense"``, ``"kronecker"`` (for neural networks: two factors per matrix of
+        parameters), ``"low_rank"`` (a diagonal, corrected in a few noisy directions),
+        ``"diagonal"``, ``"identity"``, a `PreconditionerEstimator`, or
+        ``"auto"``: dense for a model of up to ``dense_limit`` parameters if the last
+        slow window holds enough steps for it, else kronecker if there is a matrix
+        among the parameters, else diagonal.
+    target_deflection
+        Angle in radians by which the gradient of a step turns the momentum.
+    tuner
+        How the step size is set: ``"deflection"``, or ``"energy_variance"``, the paper's
+        tuner [1]_, started at the target deflection and frozen at the warmup's end.
+        The latter has no target: the step size drifts, for energy errors of a Gamma law
+        down by a factor of about two in 1000 steps. For comparison.
+    dense_limit
+        See ``preconditioner``.
+    spectrum_limit
+        Up to this dimension the eigenvalues of the whitened noise are reported
+        for the diagonal and the identity preconditioner too.
+    pooled
+        Whether several chains share one preconditioner, fitted to the noise of all,
+        one step size, L and threshold: see `adapt_ensemble`. For chains in one
+        mode; in different modes the noise differs.
+
+    Returns
+    -------
+    An object with ``run(rng_key, position, num_steps=2000)``, which returns
+    ``((state, parameters), info)``. ``smile(logdensity_fn, **parameters)`` is the
+    adapted algorithm, ``state`` its state, ``info`` a `SmileAdaptationInfo`.
+    ``num_steps`` is the number of minibatch gradients that the warmup takes.
+    With a ``minibatch_fn``, ``run`` works under `jax.jit` (with ``num_steps``
+    static) and `jax.vmap`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown preconditioner or tuner, a target outside (0, 1], or ``pooled``
+        without a ``minibatch_fn``. From ``run``: a
+        batch size that is odd, fewer steps than 100, a log-density that does not
+        average over its minibatch, too few minibatches in the iterable, or a chain
+        that could not move (not when traced: see ``info``).
+
+    References
+    ----------
+    .. [1] Sommer et al., "Can Microcanonical Langevin Dynamics Leverage
+       Mini-Batch Gradient Noise?", arXiv:2602.06500.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, blackjax_smile
+    >>> data = 1.0 + jax.random.normal(jax.random.key(0), (1000, 2))
+    >>> def logdensity_fn(x, batch):
+    ...     return -0.5 * x @ x - 500 * jnp.mean(jnp.sum((batch - x) ** 2, axis=1))
+    >>> minibatch_fn = blackjax_smile.minibatch_sampler(data, batch_size=50)
+    >>> warmup = blackjax_smile.smile_adaptation(
+    ...     blackjax_smile.smile, logdensity_fn, minibatch_fn)
+    >>> (state, parameters), info = warmup.run(jax.random.key(1), jnp.zeros(2), num_steps=500)
+    >>> sorted(parameters)
+    ['L', 'energy_threshold', 'inverse_mass_matrix', 'step_size']
+    """
+    check_options(preconditioner, target_deflection, tuner)
+    axis = CHAIN_AXIS if pooled else None
+    build = functools.partial(
+        build_adaptation,
+        algorithm,
+        logdensity_fn,
+        preconditioner=preconditioner,
+        target_deflection=target_deflection,
+        tuner=tuner,
+        pool=Pool(axis),
+        dense_limit=dense_limit,
+        spectrum_limit=spectrum_limit,
+    )
+
+    if pooled and tuner != "deflection":
+        raise ValueError(f"pooled=True needs tuner='deflection', got {tuner!r}.")
+    if pooled and not callable(minibatch_fn):
+        raise ValueError(
+            "pooled=True needs a minibatch_fn, so that the chains can run side by side."
+        )
+
+    def adapt(rng_key, position, schedule: Schedule, minibatch, driver: Callable, minibatches):
+        adaptation = build(position, schedule, minibatch)
+        init_key, drive_key = jax.random.split(rng_key)
+        sampler = algorithm.init(position, logdensity_fn, init_key)
+        state, record = driver(adaptation, schedule, drive_key, sampler, minibatches)
+        parameters = {
+            "L": record.windows.L[-1],
+            "step_size": state.step_size.step_size,
+            "inverse_mass_matrix": state.preconditioner,
+            "energy_threshold": record.windows.energy_threshold[-1],
+        }
+        return AdaptationResults(state.sampler, parameters), record
+
+    @functools.partial(jax.jit, static_argnames="schedule")
+    def adapt_on_device(rng_key, position, schedule):
+        minibatch = jax.eval_shape(minibatch_fn, rng_key)
+        return adapt(rng_key, position, schedule, minibatch, run_on_device, minibatch_fn)
+
+    def run(rng_key: PRNGKey, position: ArrayLikeTree, num_steps: int = 2000):
+        position = _tree.as_float_tree(position)
+        schedule = build_schedule(num_steps)
+        check_axis(axis)
+        if minibatch_fn is None:
+            return _adapt_full_batch(rng_key, position, logdensity_fn, num_steps)
+        # What is wrong with the position is said before the model is called with it.
+        jax.eval_shape(lambda: algorithm.init(position, logdensity_fn, rng_key))
+        if callable(minibatch_fn):
+            check_averages(logdensity_fn, position, minibatch_fn, jax.random.fold_in(rng_key, 0))
+            results, record = adapt_on_device(rng_key, position, schedule)
+        else:
+            minibatches = iter(minibatch_fn)
+            first = list(itertools.islice(minibatches, 1))
+            results, record = adapt(
+                rng_key, position, schedule, first, run_on_host, itertools.chain(first, minibatches)
+            )
+        info = SmileAdaptationInfo(schedule, *record)
+        _check_moved(info, results, position)
+        return results, info
+
+    return AdaptationAlgorithm(run)
+
+
+def _adapt_full_batch(rng_key, position, logdensity_fn, num_steps: int):
+    """Tune `smile` on a full-batch log-density by BlackJAX's tuner of MCLMC."""
+    init_key, tune_key = jax.random.split(rng_key)
+    # Three phases of 0.3, the second of which the tuner lengthens by a third.
+    state, tuned, taken = blackjax.mclmc_find_L_and_step_size(
+        blackjax.mclmc.build_kernel(integrator=isokinetic_mclachlan),
+        num_steps,
+        blackjax.mclmc.init(position, logdensity_fn, init_key),
+        tune_key,
+        logdensity_fn=logdensity_fn,
+        frac_tune1=0.3,
+        frac_tune2=0.3,
+        frac_tune3=0.3,
+    )
+    sampler = smile.init(position, logdensity_fn, init_key, isokinetic_mclachlan)
+    sampler = sampler._replace(**state._asdict())
+    parameters = {**tuned._asdict(), "integrator": isokinetic_mclachlan}
+    return AdaptationResults(sampler, parameters), FullBatchAdaptationInfo(taken)
+
+
+def _check_moved(info: SmileAdaptationInfo, results: AdaptationResults, start: ArrayTree) -> None:
+    """Raise if the chain never moved; values under tracing cannot be looked at."""
+    step_size = results.parameters["step_size"]
+    # Pooled, the step size is known under `jax.vmap`, but the chains are not.
+    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((results, info))):
+        return
+    if info.num_finite_probes == 0:
+        raise ValueError(
+            "The log-density or its gradient was not finite at the initial position, on any of "
+            f"{info.schedule.num_probes} minibatches. Check the model there "
+            "(logdensity_fn(position, minibatch)), or start elsewhere."
+        )
+    unmoved = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), start, results.state.position)
+    stuck = info.windows.num_rejected[-1] == info.schedule.fast_window
+    if all(jax.tree.leaves(unmoved)) or stuck or not jnp.isfinite(step_size):
+        raise ValueError(
+            "The adaptation failed, the chain did not move: the log-density or its gradient was "
+            "not finite next to the initial position, or does not depend on it (rejections per "
+            f"window: {info.windows.num_rejected.tolist()} of {list(info.schedule.windows)})."
+        )

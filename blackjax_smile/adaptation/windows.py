@@ -1,0 +1,224 @@
+"""The adaptation as pure functions of its state: probe, step, end of a window."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayTree, PRNGKey
+from blackjax.util import pytree_size
+
+from blackjax_smile import _tree
+from blackjax_smile.adaptation import energy, refresh_length, step_size
+from blackjax_smile.adaptation.pooling import SEPARATE, Pool
+from blackjax_smile.adaptation.state import AdaptationState, Probe, WindowInfo, WindowStatistics
+from blackjax_smile.minibatch_gradient import (
+    anisotropy,
+    init_isotropy,
+    update_isotropy,
+    value_and_grad,
+)
+from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.preconditioners.moments import (
+    init_moments,
+    update_moments,
+    variance_of,
+)
+from blackjax_smile.sgmcmc import dynamics
+from blackjax_smile.sgmcmc.smile import SmileInfo, SmileState
+
+__all__ = ["WindowedAdaptation"]
+
+#: Share of the position's size (at least of 1) that the first step moves: what float32 resolves.
+FIRST_MOVE = 1e-5
+
+
+class WindowedAdaptation(NamedTuple):
+    """The adaptation of one kernel to one model.
+
+    kernel
+        Built with the same ``num_parts``.
+    logdensity_fn
+        ``(position, minibatch) -> logdensity``.
+    estimator
+        Of the preconditioner.
+    target_deflection, rule
+        What sets the step size; the target is in radians.
+    num_parts
+        Into how many parts each minibatch is split, 2 or 4.
+    pool
+        What the chains share.
+    """
+
+    kernel: Callable
+    logdensity_fn: Callable
+    estimator: PreconditionerEstimator
+    target_deflection: float
+    num_parts: int = 2
+    rule: step_size.StepSizeRule = step_size.DEFLECTION
+    pool: Pool = SEPARATE
+
+    def init_probe(self, sampler: SmileState) -> Probe:
+        """Return an empty probe at the initial position."""
+        like = sampler.momentum
+        moments = init_moments(like, with_outer=False)
+        return Probe(moments, jax.tree.map(jnp.zeros_like, like), jnp.zeros((), jnp.int32))
+
+    def probe(self, sampler: SmileState, probe: Probe, minibatch: ArrayTree) -> Probe:
+        """Take one more gradient at the initial position."""
+        gradient_fn = value_and_grad(self.logdensity_fn, minibatch, self.num_parts)
+        (logdensity, split), grad = gradient_fn(sampler.position)
+        finite = jnp.isfinite(logdensity) & _tree.all_finite(split)
+        grad = jax.tree.map(lambda g, like: g.astype(like.dtype), grad, probe.grad)
+        moments = probe.moments
+        for noise in _tree.unstack(split.noise):
+            moments = update_moments(moments, noise, noise)
+        return _tree.select(finite, Probe(moments, grad, probe.num_finite + 1), probe)
+
+    def init(self, sampler: SmileState, probe: Probe) -> AdaptationState:
+        """Return the state at the start of the first window."""
+        moments = self.pool.sums(probe.moments, jax.tree.map(jnp.zeros_like, probe.moments))
+        preconditioner = self.estimator.init(variance_of(moments))
+        d = pytree_size(sampler.position)
+        velocity = preconditioner.to_position(sampler.momentum)
+        size = jnp.sqrt(_tree.vdot(sampler.position, sampler.position) / d)
+        move = jnp.sqrt(_tree.vdot(velocity, velocity) / d)
+        small = FIRST_MOVE * jnp.maximum(size, 1) / move
+        whitened = preconditioner.whiten(probe.grad)
+        grad_norm = jnp.sqrt(_tree.vdot(whitened, whitened))
+        # Where the gradient is that large already, it does set the first step.
+        small = jnp.where(
+            grad_norm > 0, jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm), small
+        )
+        return AdaptationState(
+            sampler=sampler,
+            preconditioner=preconditioner,
+            step_size=self.rule.init(self.pool.median(small), grad_norm, d, self.target_deflection),
+            natural_steps=jnp.full_like(small, jnp.inf),
+            L_steps=jnp.full_like(small, jnp.inf),
+            grad=probe.grad,
+            window=self._init_window(sampler.momentum, preconditioner),
+        )
+
+    def _init_window(self, momentum: ArrayTree, preconditioner: Any) -> WindowStatistics:
+        dtype = _tree.scalar_dtype(momentum)
+        return WindowStatistics(
+            noise=self.estimator.init_statistics(preconditioner),
+            isotropy=init_isotropy(momentum, self.num_parts - 1),
+            path=refresh_length.init_path(momentum),
+            energy=energy.init_energy(dtype),
+            deflection=jnp.zeros((), dtype),
+            num_rejected=jnp.zeros((), jnp.int32),
+        )
+
+    def step(
+        self, rng_key: PRNGKey, state: AdaptationState, minibatch: ArrayTree
+    ) -> tuple[AdaptationState, SmileInfo]:
+        """Move the chain by one step and take in what it shows."""
+        kernel_key, complement_key = jax.random.split(rng_key)
+        d = pytree_size(state.sampler.position)
+        epsilon = state.step_size.step_size
+        # Before a window has been seen: as much refresh as the noise would give.
+        L = jnp.where(
+            jnp.isinf(state.L_steps),
+            refresh_length.noise_length(epsilon, jnp.ones_like(epsilon), d),
+            state.L_steps * epsilon,
+        )
+        sampler, info = self.kernel(
+            kernel_key,
+            state.sampler,
+            self.logdensity_fn,
+            state.preconditioner,
+            L,
+            epsilon,
+            jnp.inf,
+            minibatch,
+        )
+        accepted = ~info.is_divergent
+
+        def take_in(window: WindowStatistics) -> WindowStatistics:
+            zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)
+            noise, total = window.noise, []
+            draws = _tree.unstack(info.gradient.noise)
+            for key, draw in zip(jax.random.split(complement_key, len(draws)), draws, strict=True):
+                whitened = state.preconditioner.whiten(draw)
+                complement = state.preconditioner.refresh_noise(
+                    key, sampler.momentum, zero, one, _tree.random_signs
+                )
+                noise = self.estimator.update(noise, draw, whitened)
+                total.append(jax.tree.map(jnp.add, whitened, complement))
+            return window._replace(
+                noise=noise,
+                isotropy=update_isotropy(
+                    window.isotropy, jax.tree.map(lambda *leaves: jnp.stack(leaves), *total)
+                ),
+                path=refresh_length.update_path(
+                    window.path, state.sampler.momentum, sampler.momentum, epsilon
+                ),
+                energy=energy.update_energy(window.energy, info.energy_change),
+                deflection=window.deflection + info.deflection,
+            )
+
+        window = jax.lax.cond(accepted, take_in, lambda window: window, state.window)
+        window = window._replace(num_rejected=window.num_rejected + info.is_divergent)
+        grad = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new.astype(old.dtype), old),
+            info.gradient.mean,
+            state.grad,
+        )
+        tuned = self.rule.update(state.step_size, info, d, self.target_deflection)
+        tuned = self.pool.replace_medians(tuned, "step_size")
+        new = state._replace(sampler=sampler, step_size=tuned, grad=grad, window=window)
+        return new, info._replace(gradient=None)
+
+    def end_window(
+        self, rng_key: PRNGKey, state: AdaptationState, is_slow: bool | Array
+    ) -> tuple[AdaptationState, WindowInfo]:
+        """Close a window; after a slow one, start anew with a new preconditioner."""
+        window, epsilon = state.window, state.step_size.step_size
+        d = pytree_size(state.sampler.position)
+        empty = self.estimator.init_statistics(state.preconditioner)
+        moments = self.pool.sums(window.noise, empty)
+        isotropy = self.pool.sums(window.isotropy, init_isotropy(state.sampler.momentum))
+        mean_variance, excess = anisotropy(isotropy)
+        smallest, largest = self.estimator.noise_eigenvalues(moments, state.preconditioner)
+        # The fast window is too short to show how far the chain ranges.
+        natural = jnp.where(
+            is_slow, refresh_length.natural_length(window.path), state.natural_steps * epsilon
+        )
+        natural = self.pool.median(natural)
+        noise = refresh_length.noise_length(epsilon, mean_variance, d)
+        L = refresh_length.choose_length(natural, noise, excess, epsilon)
+        info = WindowInfo(
+            step_size=epsilon,
+            L=L,
+            deflection=window.deflection / window.energy.count,
+            num_rejected=window.num_rejected,
+            anisotropy=excess,
+            noise_variance=mean_variance,
+            smallest_eigenvalue=smallest,
+            largest_eigenvalue=largest,
+            natural_length=natural,
+            noise_length=noise,
+            energy_threshold=self.pool.median(energy.energy_threshold(window.energy)),
+        )
+
+        def restart(state: AdaptationState) -> AdaptationState:
+            preconditioner = self.estimator.fit(moments, state.preconditioner)
+            whitened = preconditioner.whiten(state.grad)
+            tuned = self.rule.restart(
+                state.step_size, _tree.vdot(whitened, whitened), d, self.target_deflection
+            )
+            tuned = self.pool.replace_medians(tuned, "step_size")
+            momentum = dynamics.random_momentum(rng_key, state.sampler.momentum)
+            return AdaptationState(
+                sampler=state.sampler._replace(momentum=momentum),
+                preconditioner=preconditioner,
+                step_size=tuned,
+                natural_steps=natural / epsilon,
+                L_steps=L / epsilon,
+                grad=state.grad,
+                window=self._init_window(momentum, preconditioner),
+            )
+
+        return jax.lax.cond(is_slow, restart, lambda state: state, state), info

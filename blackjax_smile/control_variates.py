@@ -1,0 +1,103 @@
+"""Control variates: a minibatch log-density with less gradient noise."""
+
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayLikeTree, ArrayTree
+
+from blackjax_smile import _tree
+from blackjax_smile.minibatch import data_size
+
+__all__ = ["control_variates"]
+
+
+def control_variates(
+    logdensity_fn: Callable,
+    center: ArrayLikeTree,
+    data: ArrayLikeTree,
+    batch_size: int = 1000,
+) -> Callable:
+    r"""Reduce the gradient noise of a minibatch log-density near a centre.
+
+    With :math:`c` the centre (the posterior mode, say), :math:`b` a minibatch and
+    :math:`l` the log-density of the full data,
+
+    .. math::
+
+        l_{cv}(x; b) = l(x; b) - l(c; b)
+            - (\nabla l(c; b) - \nabla l(c)) \cdot (x - c)
+
+    is, up to a constant, again an unbiased estimate of the log-density, whose
+    gradient noise vanishes at the centre (the gradient is that of [1]_). A step
+    takes two gradients, and far fewer steps are needed while the chain stays
+    near the centre. For a posterior of one mode.
+
+    Parameters
+    ----------
+    logdensity_fn
+        ``(position, minibatch) -> logdensity``: a log-prior plus the minibatch's
+        mean log-likelihood times the size of the data set, as
+        ``blackjax.sgmcmc.gradients.logdensity_estimator`` builds it.
+    center
+        The position :math:`c`.
+    data
+        The full data set, a pytree of arrays with one leading axis. The
+        gradient :math:`\nabla l(c)` is computed once, here.
+    batch_size
+        Number of rows at a time in that computation; bounds its memory.
+
+    Returns
+    -------
+    ``(position, minibatch) -> logdensity``.
+
+    Raises
+    ------
+    ValueError
+        If the data set is empty or ragged, or the gradient at the centre is not
+        finite.
+
+    References
+    ----------
+    .. [1] Baker et al., "Control variates for stochastic gradient MCMC",
+       arXiv:1706.05439.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, blackjax_smile
+    >>> data = jax.random.normal(jax.random.key(0), (1000,)) + 1.0
+    >>> def logdensity_fn(x, batch):
+    ...     return -0.5 * x @ x - 500 * jnp.mean((batch - x[0]) ** 2)
+    >>> estimate = blackjax_smile.control_variates(logdensity_fn, jnp.ones(2), data)
+    >>> float(estimate(jnp.ones(2), data[:10]))
+    0.0
+    """
+    center = _tree.as_float_tree(center)
+    full_grad = _mean_gradient(logdensity_fn, center, data, batch_size)
+
+    def logdensity_cv_fn(position: ArrayTree, minibatch: ArrayTree) -> Array:
+        at_center, grad = jax.value_and_grad(logdensity_fn)(center, minibatch)
+        correction = jax.tree.map(jnp.subtract, grad, full_grad)
+        displacement = jax.tree.map(jnp.subtract, position, center)
+        linear = _tree.vdot(correction, displacement)
+        return logdensity_fn(position, minibatch) - at_center - linear.astype(at_center.dtype)
+
+    return logdensity_cv_fn
+
+
+def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
+    """Return the full data's gradient, the mean of chunks weighted by their sizes."""
+    size = data_size(data)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    grad_fn = jax.jit(jax.grad(logdensity_fn))
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, _tree.accumulation_dtype(x)), center)
+    for start in range(0, size, batch_size):
+        rows = slice(start, min(start + batch_size, size))
+        chunk = jax.tree.map(operator.itemgetter(rows), data)
+        weight = jnp.asarray((rows.stop - rows.start) / size)
+        total = _tree.add_scaled(total, weight, grad_fn(center, chunk))
+    if not _tree.all_finite(total):
+        raise ValueError("The gradient at the centre is not finite; choose another centre.")
+    return jax.tree.map(lambda g, x: g.astype(x.dtype), total, center)

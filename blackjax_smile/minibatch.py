@@ -1,0 +1,176 @@
+"""Minibatches: drawing them on the device, and binding them to an algorithm."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.base import SamplingAlgorithm
+from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
+
+__all__ = ["NoInfo", "ScheduledState", "data_size", "minibatch_sampler", "with_minibatches"]
+
+
+def data_size(data: ArrayLikeTree) -> int:
+    """Return the number of observations, the leaves' common leading axis.
+
+    Raises
+    ------
+    ValueError
+        If there is no leaf, no observation, or no common leading axis.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(data)
+    shapes = {jax.tree_util.keystr(path) or "data": jnp.shape(leaf) for path, leaf in leaves}
+    if not shapes:
+        raise ValueError("The data set holds no array.")
+    if () in shapes.values():
+        raise ValueError(
+            "Every leaf of the data needs a leading axis (the observations), but "
+            f"{[name for name, shape in shapes.items() if shape == ()]} are scalars."
+        )
+    sizes = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"The leaves of the data differ in their number of rows: {sizes}.")
+    size = next(iter(sizes.values()))
+    if size == 0:
+        raise ValueError("The data set is empty: its leading axis has length 0.")
+    return size
+
+
+def minibatch_sampler(
+    data: ArrayLikeTree, batch_size: int, replace: bool = True
+) -> Callable[[PRNGKey], ArrayTree]:
+    """Return a function that draws minibatches of a data set held on the device.
+
+    Parameters
+    ----------
+    data
+        A pytree of arrays with one leading axis of length N, the observations.
+        Dtypes are kept.
+    batch_size
+        Number of observations in a minibatch. The adaptation needs it even.
+    replace
+        Whether an observation can be drawn twice into one minibatch. Drawing
+        without replacement permutes N indices in every call, which is slow for
+        large N and gains little unless the batch is a good part of the data.
+
+    Returns
+    -------
+    ``minibatch_fn(rng_key) -> minibatch``: a pytree like ``data`` with leading
+    axis ``batch_size``. Works under `jax.jit`, `jax.vmap` and `jax.lax.scan`.
+
+    Raises
+    ------
+    ValueError
+        If the data set is empty, its leaves differ in length or have no leading
+        axis, or the batch size is not between 1 and N.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, blackjax_smile
+    >>> data = {"x": jnp.arange(10.0), "y": jnp.arange(10)}
+    >>> minibatch_fn = blackjax_smile.minibatch_sampler(data, batch_size=4)
+    >>> minibatch_fn(jax.random.key(0))["x"].shape
+    (4,)
+    """
+    size = data_size(data)
+    if not 1 <= batch_size <= size:
+        raise ValueError(
+            f"batch_size must be between 1 and the {size} observations of the data set, "
+            f"got {batch_size}."
+        )
+    data = jax.tree.map(jnp.asarray, data)
+
+    def minibatch_fn(rng_key: PRNGKey) -> ArrayTree:
+        if replace:
+            indices = jax.random.randint(rng_key, (batch_size,), 0, size)
+        else:
+            indices = jax.random.choice(rng_key, size, (batch_size,), replace=False)
+        return jax.tree.map(lambda leaf: leaf[indices], data)
+
+    return minibatch_fn
+
+
+class NoInfo(NamedTuple):
+    """The Info of a step of an algorithm that returns none."""
+
+
+class ScheduledState(NamedTuple):
+    """State of a bound algorithm that has a schedule among its step arguments.
+
+    state
+        The algorithm's own state.
+    count
+        Number of steps taken, which the schedules are called with.
+    """
+
+    state: Any
+    count: Array
+
+
+def with_minibatches(
+    algorithm: SamplingAlgorithm,
+    minibatch_fn: Callable[[PRNGKey], ArrayTree],
+    *step_args: Any,
+) -> SamplingAlgorithm:
+    """Bind minibatches (and further step arguments) to a stochastic-gradient algorithm.
+
+    The result has ``step(rng_key, state)`` and runs under
+    ``blackjax.util.run_inference_algorithm`` and ``thin_algorithm``. Works for
+    `blackjax_smile.smile` and for BlackJAX's ``sgld``, ``sghmc`` and ``sgnht``.
+
+    Parameters
+    ----------
+    algorithm
+        Has ``step(rng_key, state, minibatch, *step_args)``, returning the new
+        state, or the new state and an Info.
+    minibatch_fn
+        ``rng_key -> minibatch``; called with a fresh key in every step.
+    step_args
+        Passed on to ``step``. One that is callable is a schedule (optax's, say):
+        it is called with the number of steps taken, and the state becomes a
+        `ScheduledState`, made by the returned ``init``.
+
+    Returns
+    -------
+    A ``SamplingAlgorithm`` whose step always returns ``(state, info)``; `NoInfo`
+    stands for an Info that the algorithm does not return.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, blackjax, blackjax_smile
+    >>> data = jax.random.normal(jax.random.key(0), (100,))
+    >>> grad_fn = lambda position, batch: jnp.sum(batch - position, keepdims=True)
+    >>> bound = blackjax_smile.with_minibatches(
+    ...     blackjax.sgld(grad_fn), blackjax_smile.minibatch_sampler(data, 10), 1e-3)
+    >>> final, (positions, _) = blackjax.util.run_inference_algorithm(
+    ...     jax.random.key(1), bound, num_steps=50, initial_position=jnp.zeros(1))
+    >>> positions.shape
+    (50, 1)
+    """
+    is_scheduled = any(map(callable, step_args))
+
+    def init_fn(*args: Any, **kwargs: Any):
+        state = algorithm.init(*args, **kwargs)
+        return ScheduledState(state, jnp.zeros((), jnp.int32)) if is_scheduled else state
+
+    def step_fn(rng_key: PRNGKey, state: Any):
+        if is_scheduled and not isinstance(state, ScheduledState):
+            raise TypeError(
+                "A schedule needs a step count in the state: make the state with the init of "
+                f"the algorithm that with_minibatches returns (got {type(state).__name__})."
+            )
+        inner, count = state if is_scheduled else (state, 0)
+        args = [arg(count) if callable(arg) else arg for arg in step_args]
+        batch_key, step_key = jax.random.split(rng_key)
+        result = algorithm.step(step_key, inner, minibatch_fn(batch_key), *args)
+        # A step without an Info returns just what it was given, a state; positions
+        # may be tuples, so their length says nothing.
+        returns_info = jax.tree.structure(result) != jax.tree.structure(inner)  # type: ignore[operator]
+        if not returns_info:
+            new, info = result, NoInfo()
+        else:
+            new, info = result
+        return (ScheduledState(new, count + 1) if is_scheduled else new), info
+
+    return SamplingAlgorithm(init_fn, step_fn)

@@ -1,0 +1,234 @@
+r"""The Kronecker-factored preconditioner, for neural networks.
+
+The noise of a matrix of parameters is modelled as matrix-normal: covariance
+:math:`A` between rows times covariance :math:`B` between columns.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayTree, PRNGKey
+
+from blackjax_smile import _tree
+from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
+from blackjax_smile.preconditioners.diagonal import noise_floor
+from blackjax_smile.preconditioners.kronecker_side import (
+    INITIAL_FLOOR,
+    Side,
+    diagonal_of,
+    effective_dimension,
+    gram,
+    make_side,
+    new_level,
+    times_left,
+    times_right,
+    unwhiten,
+)
+from blackjax_smile.preconditioners.matrix_layout import MatrixLayout, matrix_layout
+
+__all__ = ["KroneckerPreconditioner", "kronecker_estimator"]
+
+#: A factor of more rows is a diagonal: a full one would make the step cost several
+#: gradients of a wide layer.
+SIDE_LIMIT = 256
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KroneckerPreconditioner:
+    r"""Per matrix of parameters :math:`F U = F_A U F_B^T`.
+
+    The floor is put under each factor, :math:`(A + D_A) \otimes (B + D_B)`. The
+    difference to :math:`A \otimes B`,
+
+    .. math:: R = D_A \otimes B + A \otimes D_B + D_A \otimes D_B,
+
+    is the covariance of the complementary noise. In whitened coordinates it is
+    :math:`I - (I - C_A) \otimes (I - C_B)` with :math:`C = F^T D F`, which the
+    rotation of the factors makes diagonal: one scaled draw instead of three
+    matrix normals, and exact.
+
+    left, right
+        The `Side` of the rows and that of the columns of every matrix.
+    geometric_mean
+        Geometric mean of the noise variances, 0 where there is no noise to whiten.
+    layout
+        Which leaves make which matrix; static.
+    """
+
+    left: list[Side]
+    right: list[Side]
+    geometric_mean: Array
+    complement_trace: Array
+    layout: MatrixLayout = dataclasses.field(metadata={"static": True})
+
+    def to_position(self, momentum: ArrayTree) -> ArrayTree:
+        moved = [
+            times_right(times_left(a.factor, u), b.factor, transpose=True).astype(u.dtype)
+            for a, b, u in self._zip(momentum)
+        ]
+        return self.layout.to_tree(moved, momentum)
+
+    def whiten(self, grad: ArrayTree) -> ArrayTree:
+        whitened = [
+            times_right(times_left(a.factor, g.astype(a.factor.dtype), transpose=True), b.factor)
+            for a, b, g in self._zip(grad)
+        ]
+        return self.layout.to_tree(whitened, grad)
+
+    def refresh_noise(
+        self,
+        rng_key: PRNGKey,
+        momentum: ArrayTree,
+        isotropic: Array,
+        complementary: Array,
+        draw: Draw,
+    ) -> ArrayTree:
+        scaled = [
+            z * jnp.sqrt(isotropic**2 + complementary**2 * self._complement(a, b)).astype(z.dtype)
+            for a, b, z in self._zip(draw(rng_key, momentum))
+        ]
+        return self.layout.to_tree(scaled, momentum)
+
+    def _zip(self, tree: ArrayTree):
+        return zip(self.left, self.right, self.layout.to_matrices(tree), strict=True)
+
+    def _complement(self, a: Side, b: Side) -> Array:
+        r"""Return :math:`1 - (1 - c_A) (1 - c_B)`, free of cancellation."""
+        complement = a.share[:, None] + b.share[None, :] - a.share[:, None] * b.share[None, :]
+        return jnp.where(self.geometric_mean > 0, complement, 0)
+
+
+class KroneckerMoments(NamedTuple):
+    r"""Moments of a window's whitened noise :math:`\tilde N`, per matrix.
+
+    count
+        Number of draws.
+    left, right
+        Summed :math:`\tilde N \tilde N^T / n` and :math:`\tilde N^T \tilde N / m`,
+        or their diagonals.
+    """
+
+    count: Array
+    left: list[Array]
+    right: list[Array]
+
+
+def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator:
+    r"""Estimate a `KroneckerPreconditioner`, O(mn (m + n)) a step for each matrix.
+
+    The flip-flop iteration for a matrix normal,
+
+    .. math:: A = \frac1n E[N B^{-1} N^T], \qquad B = \frac1m E[N^T A^{-1} N],
+
+    takes one step per window, whose draws are not kept: whitened by the factors
+    in use, the noise :math:`\tilde N = F_A^T N F_B` has
+    :math:`A = F_A^{-T} E[\tilde N \tilde N^T] F_A^{-1} / n`, and likewise
+    :math:`B`, so two small matrices per window are enough. For noise that is
+    matrix-normal one step is exact.
+
+    The noise of a network depends on where the chain is: a unit that was silent in
+    the warmup wakes up, and a map that had stretched its directions far throws the
+    chain about. How far each factor may stretch is its floor's level :math:`\lambda_A`.
+    A window of noise along some axis far above what the last fit promised raises it,
+    a window without surprise lowers it: hidden layers of networks end near 0.1,
+    inputs and regressions, whose noise stays as it is, at 0.01 and below.
+
+    Parameters
+    ----------
+    side_limit
+        A factor of more rows is a diagonal.
+    """
+
+    def init(variance: ArrayTree) -> KroneckerPreconditioner:
+        layout = matrix_layout(variance)
+        matrices = layout.to_matrices(variance)
+        rows = [jnp.mean(v, axis=1) for v in matrices]
+        mean = [jnp.mean(r) for r in rows]
+        columns = [
+            jnp.mean(v, axis=0) / jnp.where(t > 0, t, 1)
+            for v, t in zip(matrices, mean, strict=True)
+        ]
+        left = [jnp.diag(r) if _is_full(r) else r for r in rows]
+        right = [jnp.diag(c) if _is_full(c) else c for c in columns]
+        level = jnp.asarray(INITIAL_FLOOR)
+        levels = [(level.astype(a.dtype), level.astype(a.dtype)) for a in left]
+        return _from_covariances(left, right, levels, layout)
+
+    def _is_full(side: Array) -> bool:
+        return 1 < len(side) <= side_limit
+
+    def init_statistics(preconditioner: KroneckerPreconditioner) -> KroneckerMoments:
+        return KroneckerMoments(
+            count=jnp.zeros_like(preconditioner.geometric_mean),
+            left=[jnp.zeros_like(side.factor) for side in preconditioner.left],
+            right=[jnp.zeros_like(side.factor) for side in preconditioner.right],
+        )
+
+    def update(
+        moments: KroneckerMoments, noise: ArrayTree, whitened_noise: ArrayTree
+    ) -> KroneckerMoments:
+        # The layout is a function of the tree's names and shapes alone.
+        matrices = matrix_layout(noise).to_matrices(whitened_noise)
+        return KroneckerMoments(
+            count=moments.count + 1,
+            left=[s + gram(n, s) for s, n in zip(moments.left, matrices, strict=True)],
+            right=[s + gram(n.T, s) for s, n in zip(moments.right, matrices, strict=True)],
+        )
+
+    def fit(
+        moments: KroneckerMoments, preconditioner: KroneckerPreconditioner
+    ) -> KroneckerPreconditioner:
+        count = jnp.maximum(moments.count, 1)
+        left, right, levels = [], [], []
+        for a, b, sum_a, sum_b in zip(
+            preconditioner.left, preconditioner.right, moments.left, moments.right, strict=True
+        ):
+            s_a, s_b = sum_a / count.astype(sum_a.dtype), sum_b / count.astype(sum_b.dtype)
+            # Both hold the scale of the noise; it belongs to one of them.
+            scale = jnp.mean(diagonal_of(s_a))
+            s_b = s_b / jnp.where(scale > 0, scale, 1)
+            draws_a = count * effective_dimension(s_b)
+            draws_b = count * effective_dimension(s_a)
+            left.append(unwhiten(a, s_a, draws_a))
+            right.append(unwhiten(b, s_b, draws_b))
+            levels.append((new_level(a, b, s_a, draws_a), new_level(b, a, s_b, draws_b)))
+        new = _from_covariances(left, right, levels, preconditioner.layout)
+        usable = (new.geometric_mean > 0) & _tree.all_finite(new)
+        return _tree.select(usable, new, preconditioner)
+
+    def noise_eigenvalues(moments: KroneckerMoments, preconditioner: KroneckerPreconditioner):
+        del preconditioner
+        unknown = jnp.full_like(moments.count, jnp.nan)
+        return unknown, unknown
+
+    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues)
+
+
+def _from_covariances(
+    left: list[Array],
+    right: list[Array],
+    levels: list[tuple[Array, Array]],
+    layout: MatrixLayout,
+) -> KroneckerPreconditioner:
+    r"""Return the preconditioner of noise :math:`A \otimes B`, floored.
+
+    Each factor's floor follows its own diagonal,
+    :math:`D_A = \lambda_A (\mathrm{diag} A + \max(\alpha, \mathrm{mean\,diag} A) I)`.
+    Factors without noise of their own get :math:`\alpha, \beta` from the geometric
+    mean of all variances, :math:`\alpha \beta = G`.
+    """
+    pairs = [(diagonal_of(a), diagonal_of(b)) for a, b in zip(left, right, strict=True)]
+    _, G = noise_floor([a[:, None] * b[None, :] for a, b in pairs])
+    known = G > 0
+    sides_a, sides_b, trace = [], [], jnp.zeros_like(G)
+    for a, b, level, (diagonal_a, diagonal_b) in zip(left, right, levels, pairs, strict=True):
+        silent = jnp.sum(diagonal_a) * jnp.sum(diagonal_b) <= 0
+        root = jnp.where(silent, jnp.sqrt(G), 0).astype(a.dtype)
+        sides_a.append(make_side(a, level[0], root, known))
+        sides_b.append(make_side(b, level[1], root, known))
+        c_a, c_b = jnp.sum(sides_a[-1].share), jnp.sum(sides_b[-1].share)
+        trace += (len(diagonal_b) * c_a + len(diagonal_a) * c_b - c_a * c_b).astype(G.dtype)
+    return KroneckerPreconditioner(sides_a, sides_b, G, jnp.where(known, trace, 0), layout)

@@ -1,0 +1,149 @@
+r"""One factor of a Kronecker product: its floor, its whitening, its two-sided products."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array
+
+from blackjax_smile.preconditioners.eigen import eigh
+
+__all__ = [
+    "INITIAL_FLOOR",
+    "Side",
+    "diagonal_of",
+    "effective_dimension",
+    "gram",
+    "make_side",
+    "new_level",
+    "times_left",
+    "times_right",
+    "unwhiten",
+]
+
+#: Floor under a factor at first, as a share of its own diagonal and of the mean of
+#: that; and the range in which windows move it.
+INITIAL_FLOOR = 0.1
+FLOOR_RANGE = (0.001, 0.3)
+
+#: The floor rises where a window's noise had, along some axis, more than this many
+#: times the variance that the last window's fit promised, and falls otherwise; by at
+#: most the factor beside it per window.
+MAX_SURPRISE = 2.0
+MAX_FLOOR_CHANGE = 4.0
+
+#: Draws that a window must hold, per row of a factor, before the factor's
+#: correlations are estimated; a draw of a matrix counts once per other side's
+#: effective dimension.
+DRAWS_PER_ROW = 2
+
+
+class Side(NamedTuple):
+    r"""One of the two factors of a matrix's noise, :math:`A` (or :math:`B`), floored.
+
+    factor
+        :math:`F_A` with :math:`F_A^T (A + D_A) F_A = I`, shape ``(m, m)``; shape
+        ``(m,)`` where only a diagonal is kept. Rotated so that
+        :math:`F_A^T D_A F_A` is diagonal.
+    share
+        That diagonal, :math:`c_A`: the floor's share of the whitened variance,
+        shape ``(m,)``, between 0 and 1.
+    floor
+        The diagonal :math:`D_A`, shape ``(m,)``.
+    level
+        :math:`\lambda_A`, what the floor is in units of the noise, see
+        `kronecker_estimator`.
+    """
+
+    factor: Array
+    share: Array
+    floor: Array
+    level: Array
+
+
+def make_side(covariance: Array, level: Array, least: Array, known: Array) -> Side:
+    r"""Return the floored factor of a covariance, the identity if nothing is known.
+
+    A matrix is diagonalised in units of its floor,
+    :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
+    :math:`F = D^{-1/2} Q (I + \Lambda)^{-1/2}` whitens the sum and diagonalises
+    the floor: round-off in :math:`\Lambda` is small against the 1, in float32 and
+    whatever the scales of the rows.
+    """
+    identity = jnp.ones_like(covariance) if covariance.ndim == 1 else jnp.eye(len(covariance))
+    covariance = jnp.where(known, covariance, identity.astype(covariance.dtype) / (1 + 2 * level))
+    diagonal = jnp.maximum(diagonal_of(covariance), 0)
+    floor = level * (diagonal + jnp.maximum(jnp.mean(diagonal), least))
+    if covariance.ndim == 1:
+        return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
+    root = jnp.sqrt(floor)
+    eigenvalues, Q = eigh(covariance / (root[:, None] * root[None, :]))
+    total = 1 + jnp.maximum(eigenvalues, 0)
+    return Side(Q * jax.lax.rsqrt(total)[None, :] / root[:, None], 1 / total, floor, level)
+
+
+def new_level(side: Side, other: Side, whitened: Array, num_draws: Array) -> Array:
+    """Raise the floor if the window's noise was not what the last one promised.
+
+    In whitened coordinates the promise is the identity, the floor's share included;
+    the largest eigenvalue of what came is compared with that of a sample.
+    """
+    promised = jnp.mean(1 - other.share)
+    total = whitened / jnp.where(promised > 0, promised, 1)
+    if total.ndim == 1:
+        total = total + side.share
+        surprise = jnp.max(total) / jnp.mean(total)
+    else:
+        total = total + jnp.diag(side.share)
+        surprise = eigh(total)[0][-1] / jnp.mean(jnp.diagonal(total))
+    surprise /= (1 + jnp.sqrt(len(total) / jnp.maximum(num_draws, 1))) ** 2
+    change = jnp.clip(surprise / MAX_SURPRISE, 1 / MAX_FLOOR_CHANGE, MAX_FLOOR_CHANGE)
+    return jnp.clip(side.level * change, *FLOOR_RANGE).astype(side.level.dtype)
+
+
+def unwhiten(side: Side, whitened: Array, num_draws: Array) -> Array:
+    r"""Return :math:`F^{-T} S F^{-1}`, where :math:`F^{-1} = C^{-1} F^T D`.
+
+    With few draws the correlations in :math:`S` are noise: the variances along the
+    whitened axes are used alone.
+    """
+    if whitened.ndim == 1:
+        return whitened / side.factor**2
+    enough = num_draws >= DRAWS_PER_ROW * len(whitened)
+    whitened = jnp.where(enough, whitened, jnp.diag(jnp.diagonal(whitened)))
+    inverse = side.factor.T * side.floor[None, :] / side.share[:, None]
+    return inverse.T @ whitened @ inverse
+
+
+def effective_dimension(whitened: Array) -> Array:
+    """Return how many independent columns (or rows) a draw is worth."""
+    diagonal = diagonal_of(whitened)
+    square = jnp.sum(diagonal**2)
+    return jnp.sum(diagonal) ** 2 / jnp.where(square > 0, square, 1)
+
+
+def diagonal_of(side: Array) -> Array:
+    """Return the diagonal of a covariance, which may be stored as that alone."""
+    return side if side.ndim == 1 else jnp.diagonal(side)
+
+
+def gram(matrix: Array, like: Array) -> Array:
+    r"""Return :math:`X X^T / n`, or its diagonal if ``like`` is one."""
+    matrix = matrix.astype(like.dtype)
+    if like.ndim == 1:
+        return jnp.mean(matrix**2, axis=1)
+    return matrix @ matrix.T / matrix.shape[1]
+
+
+def times_left(factor: Array, matrix: Array, transpose: bool = False) -> Array:
+    """Return the product factor matrix, or factor^T matrix; the factor may be a diagonal."""
+    if factor.ndim == 1:
+        return factor[:, None] * matrix
+    return (factor.T if transpose else factor) @ matrix
+
+
+def times_right(matrix: Array, factor: Array, transpose: bool = False) -> Array:
+    """Return the product matrix factor, or matrix factor^T; the factor may be a diagonal."""
+    if factor.ndim == 1:
+        return matrix * factor[None, :]
+    return matrix @ (factor.T if transpose else factor)

@@ -1,0 +1,183 @@
+"""A run's compiled programs, fed with minibatches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from blackjax.types import ArrayTree, PRNGKey
+
+from blackjax_smile.adaptation.windows import WindowedAdaptation
+from blackjax_smile.running.devices import Placement
+from blackjax_smile.running.drawing import Chains, build_sampling, init_chains
+from blackjax_smile.running.prefetch import Prefetcher
+from blackjax_smile.running.programs import Block, Keys, MinibatchGetter
+from blackjax_smile.running.settings import Settings
+from blackjax_smile.running.sources import HostSource
+from blackjax_smile.running.warming import Warmup, WarmupState
+
+__all__ = ["Engine", "chain_keys"]
+
+
+def chain_keys(rng_key: PRNGKey, num_chains: int) -> Keys:
+    """Return the keys of every chain, as data.
+
+    A chain's warmup takes the keys that `smile_adaptation` takes from its key,
+    ``jax.random.split(jax.random.split(rng_key)[0], num_chains)[chain]``.
+    """
+    warmup_key, sample_key = jax.random.split(rng_key)
+    keys = jax.random.split(warmup_key, num_chains)
+    init, drive = jax.vmap(jax.random.split, out_axes=1)(keys)
+    three = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(drive)
+    sample = jax.random.split(sample_key, num_chains)
+    return Keys(*(np.asarray(jax.random.key_data(key)) for key in (init, *three, sample)))
+
+
+class Engine:
+    """Moves all chains from one gradient to another.
+
+    Use as a context manager: minibatches from the host are read by a thread.
+    """
+
+    def __init__(
+        self,
+        rng_key: PRNGKey,
+        positions: ArrayTree,
+        source: Callable | HostSource,
+        adaptation: WindowedAdaptation,
+        collect: Callable[[ArrayTree], dict[str, Any]],
+        settings: Settings,
+        placement: Placement,
+    ):
+        self.settings, self.placement = settings, placement
+        self.positions = positions
+        self.keys = chain_keys(rng_key, settings.num_chains)
+        self.impl = impl = str(jax.random.key_impl(rng_key))
+        shared = settings.share_minibatches
+        self.feed: Prefetcher | None = None
+        self.example: ArrayTree
+        if callable(source):
+            self.example = jax.eval_shape(source, rng_key)
+            # Chain, then rows.
+            getter = MinibatchGetter(source, False, placement.constrain(1))
+        else:
+            self.example = source.example()
+            getter = MinibatchGetter(None, shared, placement.constrain(1 if not shared else 0))
+            local = placement.local_chains
+            self.feed = Prefetcher(
+                source,
+                lambda tree: placement.put_local(tree, 1, shared),
+                settings.num_gradients,
+                1 if shared else local.stop - local.start,
+            )
+        self.warmup = Warmup(adaptation, settings.schedule, getter, impl)
+        sample = build_sampling(
+            adaptation.logdensity_fn,
+            getter,
+            collect,
+            impl,
+        )
+        self.collect = collect
+        b = "r" if shared or self.feed is None else "b"
+        run = placement.compile
+        warmup = self.warmup
+        self._init_probe = run(warmup.init_probe, "cc", num_outputs=2)
+        self._probe = run(
+            lambda keys, carry, *span: warmup.probe(keys, carry, *_span(span)),
+            "ccrr" + b + "r",
+            donate=(1,),
+            num_outputs=2,
+        )
+        self._init = run(warmup.init, "c")
+        self._steps = run(
+            lambda keys, carry, *span: warmup.steps(keys, carry, *_span(span)),
+            "ccrr" + b + "r",
+            donate=(1,),
+        )
+        self._end_window = run(warmup.end_window, "ccr", donate=(1,))
+        self._init_chains = run(init_chains, "c")
+        self._sample = run(
+            lambda keys, parameters, chains, buffers, start, stop, plan, *block: sample(
+                keys, parameters, chains, buffers, start, stop, plan, Block(*block)
+            ),
+            "ccccrrr" + b + "r",
+            donate=(3,),
+            num_outputs=2,
+        )
+
+    def __enter__(self) -> "Engine":
+        # Only now: the keys' copies on the devices are the run's.
+        self.device_keys = Keys(*(self.placement.put(data) for data in self.keys))
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self.feed is not None:
+            self.feed.__exit__(*exception)
+
+    def start_feed(self, gradient: int, position: dict | None) -> None:
+        """Begin to read minibatches at a gradient."""
+        if self.feed is not None:
+            self.feed.start(gradient, position)
+
+    def available(self, gradient: int, stop: int) -> tuple[int, tuple[Any, np.int32]]:
+        """Return how far the minibatches at hand reach, and them; ``gradient`` if none are left."""
+        if self.feed is None:
+            return stop, (None, np.int32(0))
+        block = self.feed.block_at(gradient)
+        if block is None:
+            return gradient, (None, np.int32(0))
+        return min(stop, block.first + block.num_gradients), (
+            block.minibatches,
+            np.int32(block.first),
+        )
+
+    def loader_position(self, gradient: int) -> dict | None:
+        """Return what a checkpoint needs of the minibatches."""
+        return None if self.feed is None else self.feed.position_at(gradient)
+
+    def init_probe(self) -> Any:
+        return self._init_probe(self.device_keys, self.placement.put(self.positions))
+
+    def probe(self, carry: Any, start: int, stop: int, block: tuple) -> Any:
+        return self._probe(self.device_keys, carry, np.int32(start), np.int32(stop), *block)
+
+    def init_warmup(self, carry: Any) -> WarmupState:
+        return self._init(carry)
+
+    def warmup_steps(self, carry: WarmupState, start: int, stop: int, block: tuple) -> WarmupState:
+        return self._steps(self.device_keys, carry, np.int32(start), np.int32(stop), *block)
+
+    def end_window(self, carry: WarmupState, index: int) -> WarmupState:
+        return self._end_window(self.device_keys, carry, np.int32(index))
+
+    def init_chains(self, states: Any) -> Chains:
+        return self._init_chains(states)
+
+    def sample(
+        self,
+        parameters: Any,
+        chains: Chains,
+        buffers: Any,
+        start: int,
+        stop: int,
+        first_draw: int,
+        block: tuple,
+    ) -> tuple[Chains, Any]:
+        settings = self.settings
+        plan = np.asarray([first_draw, settings.num_warmup, settings.thinning], np.int32)
+        span = (np.int32(start), np.int32(stop), plan)
+        return self._sample(self.device_keys, parameters, chains, buffers, *span, *block)
+
+    def warmup_like(self) -> WarmupState:
+        """Return the shapes of the warmup's state."""
+        carry = jax.eval_shape(self.warmup.init_probe, self.keys, self.positions)
+        return jax.eval_shape(self.warmup.init, carry)
+
+    def chains_like(self, states: Any) -> Chains:
+        """Return the shapes of the sampling's state."""
+        return jax.eval_shape(init_chains, states)
+
+
+def _span(arguments: tuple) -> tuple:
+    start, stop, *block = arguments
+    return start, stop, Block(*block)

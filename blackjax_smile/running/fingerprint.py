@@ -1,0 +1,92 @@
+"""What makes two runs the same: a checkpoint of another one is refused."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from blackjax.types import ArrayTree, PRNGKey
+
+__all__ = ["differences", "fingerprint", "run_id"]
+
+#: Elements of a constant that are looked at: enough to tell data sets apart.
+MAX_ELEMENTS = 2**20
+
+
+def fingerprint(
+    *,
+    rng_key: PRNGKey,
+    positions: ArrayTree,
+    logdensity_fn: Callable,
+    collect: Callable,
+    minibatches: str | Callable,
+    example: ArrayTree,
+    rows: ArrayTree,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Return a JSON description of a run, everything its draws depend on."""
+    from blackjax_smile import __version__  # not at the top: the package imports this module
+
+    position = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
+    if callable(minibatches):
+        minibatches = "function " + _program(minibatches, rng_key)
+    return {
+        "blackjax_smile version": __version__,
+        "jax version": jax.__version__,
+        "platform": jax.default_backend(),
+        "rng_key": f"{jax.random.key_impl(rng_key)} {jax.random.key_data(rng_key).tolist()}",
+        "positions (shapes and dtypes)": _shapes(positions),
+        "positions (values)": _digest(jax.tree.leaves(positions)),
+        "minibatch (shapes and dtypes)": _shapes(example),
+        "minibatches": minibatches,
+        "logdensity_fn": _program(logdensity_fn, position, example),
+        "collect": _program(collect, position),
+        "draws (shapes and dtypes)": _shapes(rows),
+        **settings,
+    }
+
+
+def differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Return what differs, in words."""
+    names = list(dict.fromkeys([*stored, *present]))
+    return [
+        f"{name}: was {stored.get(name)}, is {present.get(name)}"
+        for name in names
+        if stored.get(name) != present.get(name)
+    ]
+
+
+def run_id(description: dict[str, Any]) -> str:
+    """Return a short name of a run."""
+    return hashlib.blake2b(repr(sorted(description.items())).encode(), digest_size=8).hexdigest()
+
+
+def _shapes(tree: ArrayTree) -> str:
+    parts = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path) or "array"
+        parts.append(f"{name} {jax.numpy.dtype(leaf.dtype).name}{list(leaf.shape)}")
+    return ", ".join(parts)
+
+
+def _program(function: Callable, *arguments: Any) -> str:
+    """Return a digest of what a function computes, its constants included."""
+    traced = jax.make_jaxpr(function)(*arguments)
+    # Names of functions inside are printed with where they lie in memory.
+    text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+    return _digest(traced.consts, text.encode())
+
+
+def _digest(arrays: list, start: bytes = b"") -> str:
+    digest = hashlib.blake2b(start, digest_size=8)
+    for array in arrays:
+        if jax.numpy.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            continue
+        flat = np.asarray(array).reshape(-1)
+        flat = flat[:: max(len(flat) // MAX_ELEMENTS, 1)]
+        digest.update(np.ascontiguousarray(flat).tobytes())
+    return digest.hexdigest()

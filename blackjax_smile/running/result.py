@@ -1,0 +1,81 @@
+"""What `blackjax_smile.sample` returns."""
+
+import pathlib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from blackjax.types import ArrayTree
+
+from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
+from blackjax_smile.running.extras import require
+
+__all__ = ["SampleResult"]
+
+
+class SampleResult(NamedTuple):
+    """A finished run; see the methods for its draws.
+
+    states, parameters
+        `SmileState` of every chain after the last step, and what the warmup found, as
+        `smile` takes it; leaves lead with the chain.
+    adaptation
+        `SmileAdaptationInfo`; arrays lead with the chain.
+    draws
+        What was kept of each draw, by variable: arrays ``(chain, draw, ...)``,
+        NumPy's, or with a store Zarr's, which are read when they are indexed.
+    statistics
+        Numbers of each draw, likewise: ``lp``, ``diverging`` (whether a step since
+        the last draw was rejected), ``num_rejected``, and means over the accepted
+        steps since the last draw of ``energy_error``, ``kinetic_change``,
+        ``deflection`` and ``alignment``.
+    store
+        Folder of the store, or None.
+    treedef
+        Structure of what was kept of each draw.
+    dims, coords
+        As given to `sample`.
+    """
+
+    states: Any
+    parameters: dict[str, Any]
+    adaptation: SmileAdaptationInfo
+    draws: dict[str, Any]
+    statistics: dict[str, Any]
+    store: pathlib.Path | None
+    treedef: Any
+    dims: Mapping[str, Sequence[str]]
+    coords: Mapping[str, Any]
+
+    @property
+    def positions(self) -> ArrayTree:
+        """The draws in the structure of the position (or what ``collect`` returned).
+
+        Reads all of them into memory.
+        """
+        leaves = [np.asarray(array[...]) for array in self.draws.values()]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def to_arviz(self) -> Any:
+        """Return the draws for ArviZ: ``InferenceData`` on 0.x, ``DataTree`` on 1.x.
+
+        With a store nothing is read before it is needed.
+        """
+        from blackjax_smile.arviz_export import STATISTICS, import_arviz, to_arviz
+
+        if self.store is None:
+            fields = {STATISTICS[name]: array for name, array in self.statistics.items()}
+            return to_arviz(
+                dict(self.draws),
+                types.SimpleNamespace(**fields),
+                chain_axis=True,
+                dims=self.dims,
+                coords=self.coords,
+            )
+        xarray = require("xarray", "to_arviz() of a store")
+        tree = xarray.open_datatree(self.store, engine="zarr", chunks=None)
+        arviz = import_arviz()
+        # ArviZ 1 works on xarray's trees.
+        return arviz.from_datatree(tree) if hasattr(arviz, "from_datatree") else tree

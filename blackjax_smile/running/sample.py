@@ -1,0 +1,245 @@
+"""The driver's public API: a whole run, from positions to draws on disk."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.types import ArrayLikeTree, ArrayTree, PRNGKey
+from jax.sharding import Mesh
+
+from blackjax_smile.adaptation.setup import build_adaptation, check_averages, check_options
+from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
+from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.running.devices import Placement
+from blackjax_smile.running.drawing import STATISTICS
+from blackjax_smile.running.engine import Engine
+from blackjax_smile.running.fingerprint import fingerprint
+from blackjax_smile.running.journal import Journal, MemoryDraws
+from blackjax_smile.running.result import SampleResult
+from blackjax_smile.running.session import Kept, run
+from blackjax_smile.running.settings import Settings, check_positions
+from blackjax_smile.running.sources import open_source
+from blackjax_smile.running.store import DrawStore
+from blackjax_smile.sgmcmc import smile
+
+__all__ = ["sample"]
+
+
+def sample(
+    rng_key: PRNGKey,
+    logdensity_fn: Callable,
+    positions: ArrayLikeTree,
+    minibatches: Callable[[PRNGKey], ArrayTree] | ArrayLikeTree | Iterable[ArrayTree],
+    *,
+    num_warmup: int,
+    num_samples: int,
+    thinning: int = 1,
+    batch_size: int | None = None,
+    preconditioner: str | PreconditionerEstimator = "auto",
+    target_deflection: float = 0.25,
+    collect: Callable[[ArrayTree], ArrayTree] | None = None,
+    dtype: Any = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    coords: Mapping[str, Any] | None = None,
+    store: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: float = 30.0,
+    chunk_size: int | None = None,
+    progress_bar: bool | str = True,
+    mesh: Mesh | None = None,
+    share_minibatches: bool = False,
+) -> SampleResult:
+    """Adapt and sample several chains: resumable, from any data source, with draws on disk.
+
+    Every chain is adapted by the rules of `smile_adaptation`, each for itself, and
+    sampled by `smile` with what was found. The loop runs in compiled pieces of
+    about a second; draws are written chunk by chunk, so memory does not grow with
+    their number. All randomness is a function of ``rng_key`` and the number of the
+    step: a run that was killed and resumed gives the draws, bit for bit, of one
+    that was not, on the same hardware and number of devices.
+
+    Parameters
+    ----------
+    rng_key
+        Key of everything random.
+    logdensity_fn
+        ``(position, minibatch) -> logdensity``, as `smile_adaptation` takes it.
+    positions
+        Where the chains start: a pytree whose leaves lead with the chain.
+    minibatches
+        ``rng_key -> minibatch``, for data on the device; or arrays, with
+        ``batch_size``; or an iterable of minibatches on the host (a data loader, a
+        generator). Arrays that are memory-mapped files (`numpy.memmap`) stay on
+        the host, and rows are read as they are needed; other arrays are put on
+        the device. What comes from the host is read ahead by a thread.
+
+        An iterable gives one minibatch after another to the chains in turn, so a
+        run takes ``num_chains * (num_warmup + num_samples * thinning)``. Where it
+        stands is kept in the checkpoint if its iterator has ``get_state`` and
+        ``set_state`` (grain) or it has ``state_dict`` and ``load_state_dict``;
+        otherwise a resumed run takes it from its start and drops what was used, so
+        it must give the same minibatches again. With several processes, each
+        passes an iterable for its own chains.
+    num_warmup
+        Gradients of each chain's warmup.
+    num_samples
+        Draws of each chain that are kept. A finished run goes on when more are
+        asked for.
+    thinning
+        Steps, of one gradient each, from one draw to the next.
+    batch_size
+        Rows of a minibatch (even) when ``minibatches`` is arrays.
+    preconditioner, target_deflection
+        See `smile_adaptation`.
+    collect
+        ``position -> pytree`` that is kept of each draw in place of the position:
+        predictions, a subset of the weights.
+    dtype
+        Floating dtype of the draws in memory and store, such as ``"float16"``;
+        None: the position's (float32 for bfloat16).
+    dims, coords
+        Names of the dimensions of what is kept, after chain and draw, and values
+        along them; see `to_arviz`.
+    store
+        Folder of the draws in Zarr format, which xarray and ArviZ read also while
+        the run goes on. None: draws stay in memory.
+    checkpoint
+        Folder of the checkpoints; by default next to the store, whose path it
+        takes with ``.checkpoint`` added. The same call with the same paths resumes
+        a run that was stopped, and returns a finished one without running.
+    checkpoint_every
+        Seconds between checkpoints, which is what a killed run loses at most.
+    chunk_size
+        Draws of each chain in a chunk of the store; by default about 32 MB worth.
+    progress_bar
+        True: shown if the output is a terminal. ``"force"``: shown anyway.
+    mesh
+        Devices to run on: the mesh's first axis divides the chains, a second one
+        the rows of each minibatch. With `jax.distributed` the mesh spans all
+        processes, each of which writes its own chains; the folders must be shared.
+    share_minibatches
+        Give all chains the same minibatch from the host. That costs fewer
+        minibatches, but the chains' errors are then correlated: R-hat and the ESS
+        of all chains together look better than they are.
+
+    Returns
+    -------
+    A `SampleResult` with the draws (``.to_arviz()``, ``.positions``), the
+    statistics, the adapted parameters and the final states.
+
+    Raises
+    ------
+    ValueError
+        For what does not fit together; for a checkpoint of another model, data,
+        dtype, version or shape, naming what differs; for an iterable that ends too
+        early, after writing what was sampled.
+    OSError
+        If draws or checkpoints cannot be written (a full disk): the run can be
+        resumed.
+    RuntimeError
+        If another process of a distributed run has stopped.
+
+    Warns
+    -----
+    UserWarning
+        For chains whose adaptation failed, by index; the others go on.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp, blackjax_smile
+    >>> data = 1.0 + jax.random.normal(jax.random.key(0), (1000, 2))
+    >>> def logdensity_fn(x, batch):
+    ...     return -0.5 * x @ x - 500 * jnp.mean(jnp.sum((batch - x) ** 2, axis=1))
+    >>> result = blackjax_smile.sample(
+    ...     jax.random.key(1), logdensity_fn, jnp.zeros((4, 2)), data, batch_size=50,
+    ...     num_warmup=500, num_samples=100, thinning=5)
+    >>> result.positions.shape
+    (4, 100, 2)
+    >>> dict(result.to_arviz().posterior["x"].sizes)
+    {'chain': 4, 'draw': 100, 'x_dim_0': 2}
+    """
+    check_options(preconditioner, target_deflection)
+    positions, num_chains = check_positions(positions)
+    settings = Settings(
+        num_chains,
+        num_warmup,
+        num_samples,
+        thinning,
+        chunk_size,
+        checkpoint_every,
+        share_minibatches,
+    )
+    if checkpoint is not None and store is None:
+        raise ValueError("A checkpoint needs a store: the draws up to it must be kept somewhere.")
+    if not jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
+        rng_key = jax.random.wrap_key_data(rng_key)
+    placement = Placement(mesh, num_chains)
+    if placement.is_distributed and store is None:
+        raise ValueError("A distributed run needs a store: no process has all draws.")
+    first = jax.tree.map(lambda leaf: leaf[0], positions)
+    # What is wrong with the position is said before the model is called with it.
+    jax.eval_shape(lambda: smile.init(first, logdensity_fn, rng_key))
+    source = open_source(
+        minibatches,
+        batch_size,
+        np.asarray(jax.random.key_data(jax.random.fold_in(rng_key, 1))),
+        num_chains,
+        placement.local_chains,
+        share_minibatches,
+    )
+    minibatch_fn = source if callable(source) else lambda _: source.first
+    check_averages(logdensity_fn, first, minibatch_fn, jax.random.fold_in(rng_key, 0))
+    adaptation = build_adaptation(
+        smile,
+        logdensity_fn,
+        first,
+        settings.schedule,
+        jax.eval_shape(minibatch_fn, rng_key),
+        preconditioner=preconditioner,
+        target_deflection=target_deflection,
+    )
+    kept = Kept(collect or (lambda position: position), first, dtype, dims, coords)
+    with Engine(rng_key, positions, source, adaptation, kept, settings, placement) as engine:
+        description = fingerprint(
+            rng_key=rng_key,
+            positions=positions,
+            logdensity_fn=logdensity_fn,
+            collect=kept,
+            minibatches=source if callable(source) else source.description,
+            example=engine.example,
+            rows=kept.rows,
+            settings={
+                "num_warmup": num_warmup,
+                "thinning": thinning,
+                "preconditioner": preconditioner
+                if isinstance(preconditioner, str)
+                else preconditioner.fit.__qualname__,
+                "target_deflection": target_deflection,
+                "share_minibatches": share_minibatches,
+            },
+        )
+        draws: DrawStore | MemoryDraws = MemoryDraws()
+        folder = None
+        if store is not None:
+            draws = DrawStore(pathlib.Path(store), kept.rows, kept.chunk_size(settings), placement)
+            folder = pathlib.Path(checkpoint or f"{os.fspath(store)}.checkpoint")
+        journal = Journal(draws, folder, description, checkpoint_every, placement)
+        with journal:
+            adapted, chains = run(engine, journal, kept, progress_bar)
+    return SampleResult(
+        states=chains.states,
+        parameters=adapted.parameters,
+        adaptation=SmileAdaptationInfo(
+            settings.schedule, adapted.num_finite_probes, adapted.windows, adapted.steps
+        ),
+        draws={name: draws.read("posterior", name) for name in kept.names},
+        statistics={name: draws.read("sample_stats", name) for name in STATISTICS},
+        store=draws.path,
+        treedef=kept.treedef,
+        dims=kept.dims,
+        coords=kept.coords,
+    )

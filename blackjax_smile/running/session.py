@@ -1,0 +1,158 @@
+"""A run from where it stands to its end."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.types import Array, ArrayTree
+
+from blackjax_smile import _tree
+from blackjax_smile.running.drawing import Chains, init_chains, row_of
+from blackjax_smile.running.engine import Engine
+from blackjax_smile.running.journal import Adapted, Journal
+from blackjax_smile.running.loops import run_sampling, run_warmup
+from blackjax_smile.running.progress import Progress
+from blackjax_smile.running.settings import Settings
+from blackjax_smile.sgmcmc import smile
+
+__all__ = ["Kept", "run"]
+
+#: Bytes of a chunk's draws, over all chains, unless the chunk's size is given.
+CHUNK_BYTES = 32 * 2**20
+
+#: A chunk of more draws gains nothing.
+MAX_CHUNK = 5000
+
+
+class Kept:
+    """What is kept of each draw: a function of the position, and its names and shapes.
+
+    Called with a position it returns the collected leaves by name.
+    """
+
+    def __init__(
+        self,
+        collect: Callable[[ArrayTree], ArrayTree],
+        position: ArrayTree,
+        dtype: Any,
+        dims: Mapping[str, Sequence[str]] | None,
+        coords: Mapping[str, Any] | None,
+    ):
+        self.collect = collect
+        self.dims, self.coords = dict(dims or {}), dict(coords or {})
+        collected = jax.eval_shape(collect, position)
+        self.treedef = jax.tree.structure(collected)
+        leaves = _tree.named_leaves(collected)
+        self.names = list(leaves)
+        if unknown := set(self.dims) - set(leaves):
+            raise ValueError(
+                f"dims names {sorted(unknown)}, but what is kept of a draw is {self.names}."
+            )
+        if reserved := {"chain", "draw"} & set(leaves):
+            raise ValueError(f"ArviZ keeps the names 'chain' and 'draw': rename {reserved}.")
+        for name, names in self.dims.items():
+            if len(names) != len(leaves[name].shape):
+                raise ValueError(
+                    f"dims[{name!r}] names {len(names)} dimensions, but {name} has shape "
+                    f"{leaves[name].shape} after chain and draw."
+                )
+        #: One draw of one chain, by group and variable.
+        self.rows = {
+            "posterior": {
+                name: jax.ShapeDtypeStruct(leaf.shape, _stored_dtype(leaf.dtype, dtype))
+                for name, leaf in leaves.items()
+            },
+            "sample_stats": jax.eval_shape(lambda: _statistics_of(position)),
+        }
+
+    def __call__(self, position: ArrayTree) -> dict[str, Array]:
+        return _tree.named_leaves(self.collect(position))
+
+    def chunk_size(self, settings: Settings) -> int:
+        """Return the number of draws in a chunk."""
+        if settings.chunk_size is not None:
+            return settings.chunk_size
+        leaves = jax.tree.leaves(self.rows)
+        size = settings.num_chains * sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return min(max(CHUNK_BYTES // size, 1), MAX_CHUNK)
+
+
+def _statistics_of(position: ArrayTree) -> dict[str, Array]:
+    state = smile.init(position, lambda position, minibatch: 0.0, jax.random.key(0))
+    chains = init_chains(jax.tree.map(lambda x: jnp.asarray(x)[None], state))
+    statistics = row_of(chains, lambda position: position)["sample_stats"]
+    return {name: values[0] for name, values in statistics.items()}
+
+
+def _stored_dtype(dtype: Any, wanted: Any) -> np.dtype:
+    """Return the dtype in which a leaf is stored: NumPy and Zarr know no bfloat16."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return np.dtype(dtype)
+    wanted = jnp.dtype(wanted or dtype)
+    if not jnp.issubdtype(wanted, jnp.floating):
+        raise ValueError(f"dtype must be a floating dtype for the stored draws, got {wanted}.")
+    return np.dtype(wanted if np.issubdtype(wanted, np.floating) else np.float32)
+
+
+def run(
+    engine: Engine, journal: Journal, kept: Kept, progress_bar: bool | str
+) -> tuple[Adapted, Chains]:
+    """Resume or start a run and take it to its end."""
+    settings, placement = engine.settings, engine.placement
+    try:
+        resume = journal.resume(engine.warmup_like(), engine.chains_like, settings.num_samples)
+        journal.prepare_draws(resume, kept.dims, kept.coords)
+        if resume.gradient < settings.num_gradients:
+            engine.start_feed(resume.gradient, resume.loader)
+        show = progress_bar if placement.is_main else False
+        progress = Progress(show, settings.num_gradients, resume.gradient)
+        try:
+            adapted = resume.adapted
+            if adapted is None:
+                adapted = run_warmup(engine, journal, resume, progress)
+                _check_moved(engine, adapted)
+            chunk_size = kept.chunk_size(settings)
+            chains = run_sampling(engine, journal, resume, adapted, kept.rows, chunk_size, progress)
+        finally:
+            progress.close()
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # JAX reports a lost connection as either.
+        signs = ("Gloo", "NCCL", "peer", "heartbeat", "UNAVAILABLE", "DEADLINE", "coordination")
+        if not placement.is_distributed or not any(sign in str(error) for sign in signs):
+            raise
+        raise RuntimeError(
+            "The run stopped: another of its processes does not answer any more, or failed. "
+            "Start the same command again on the processes and devices that you have, and it "
+            f"resumes from the last checkpoint. ({str(error).splitlines()[0]})"
+        ) from error
+    return adapted, chains
+
+
+def _check_moved(engine: Engine, adapted: Adapted) -> None:
+    """Raise if no chain moved in the warmup; warn of those that did not."""
+    fetch, chains = engine.placement.fetch, engine.placement.local_chains
+    step_size = fetch(adapted.parameters["step_size"])
+    rejected = fetch(adapted.windows.num_rejected)[:, -1]
+    failed = ~np.isfinite(step_size) | (rejected == engine.settings.schedule.fast_window)
+    failed |= fetch(adapted.num_finite_probes) == 0
+    moved = np.zeros_like(failed)
+    end = fetch(adapted.states.position)
+    for before, after in zip(jax.tree.leaves(engine.positions), jax.tree.leaves(end), strict=True):
+        different = np.asarray(before)[chains] != after
+        moved |= different.reshape(len(moved), -1).any(axis=1)
+    failed |= ~moved
+    if failed.all():
+        raise ValueError(
+            "The adaptation failed, no chain moved: the log-density or its gradient was not "
+            "finite at the initial positions or next to them, or does not depend on them. "
+            "Evaluate logdensity_fn(position, minibatch) and its gradient there."
+        )
+    if failed.any():
+        warnings.warn(
+            f"The adaptation of the chains {(np.flatnonzero(failed) + chains.start).tolist()} "
+            "failed: they did not move, or rejected every step. The others go on.",
+            stacklevel=4,
+        )

@@ -1,0 +1,63 @@
+"""What a run was asked to do, checked, and the numbers that follow from it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from blackjax.types import ArrayTree
+
+from blackjax_smile import _tree
+from blackjax_smile.adaptation.schedule import Schedule, build_schedule
+from blackjax_smile.minibatch import data_size
+
+__all__ = ["Settings", "check_positions"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Numbers of a run; see `blackjax_smile.sample`."""
+
+    num_chains: int
+    num_warmup: int
+    num_samples: int
+    thinning: int = 1
+    chunk_size: int | None = None
+    checkpoint_every: float = 30.0
+    share_minibatches: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "thinning", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        if self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every must be >= 0 s, got {self.checkpoint_every}.")
+        if self.num_gradients >= 2**31:
+            raise ValueError(
+                f"num_warmup + num_samples * thinning must be below 2**31, got "
+                f"{self.num_gradients}."
+            )
+        build_schedule(self.num_warmup)
+
+    @property
+    def schedule(self) -> Schedule:
+        return build_schedule(self.num_warmup)
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients per chain, the clock of the run: probes, windows, then draws."""
+        return self.num_warmup + self.num_samples * self.thinning
+
+
+def check_positions(positions: Any) -> tuple[ArrayTree, int]:
+    """Return the positions as arrays, and the number of chains, their leading axis."""
+    positions = _tree.as_float_tree(positions)
+    try:
+        num_chains = data_size(positions)
+    except ValueError as error:
+        shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(positions)]
+        raise ValueError(
+            "Every leaf of positions needs one leading axis, the chains; got the shapes "
+            f"{shapes}. For a single chain: jax.tree.map(lambda x: x[None], position)."
+        ) from error
+    return positions, num_chains

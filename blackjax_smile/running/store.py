@@ -1,0 +1,206 @@
+"""Draws on disk, as Zarr: appended to while xarray and ArviZ read.
+
+Groups ``posterior`` and ``sample_stats``, dimensions (chain, draw, ...). Readers
+see the consolidated metadata in the root's one file, which is replaced last: they
+find all variables of the same length, and every draw in it written.
+"""
+
+import contextlib
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from blackjax_smile.running.devices import Placement
+from blackjax_smile.running.extras import require
+
+__all__ = ["DrawStore", "Rows", "import_zarr"]
+
+#: Draws of one chain, by group and variable.
+Rows = dict[str, dict[str, np.ndarray]]
+
+#: Entries of a chunk of the coordinate of the draws.
+COORDINATE_CHUNK = 2**16
+
+
+def import_zarr() -> Any:
+    """Import Zarr, or say what to install."""
+    return require("zarr", "store=")
+
+
+class DrawStore:
+    """A Zarr store of one run.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+    rows
+        Shapes and dtypes of one draw of one chain, by group and variable.
+    chunk_size
+        Draws in a chunk; a chunk holds one chain.
+    placement
+        Which chains this process writes.
+    """
+
+    def __init__(
+        self, path: pathlib.Path, rows: Mapping[str, Any], chunk_size: int, placement: Placement
+    ):
+        self.path, self.rows = path, rows
+        self.chunk_size, self.placement = chunk_size, placement
+        self.zarr = import_zarr()
+
+    @property
+    def run_id(self) -> str | None:
+        """The run that the store belongs to; None if there is nothing at the path."""
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return None
+        try:
+            return str(self._open("r").attrs["run_id"])
+        except (FileNotFoundError, KeyError, ValueError):
+            return "unknown"
+
+    def create(
+        self, run_id: str, dims: Mapping[str, Sequence[str]], coords: Mapping[str, Any]
+    ) -> None:
+        """Make an empty store in place of what is there."""
+        if self.placement.is_main:
+            with self._explained():
+                self._create(run_id, dims, coords)
+        self.placement.barrier("store created")
+
+    def _create(self, run_id, dims, coords) -> None:
+        from blackjax_smile import __version__  # not at the top: the package imports this module
+
+        common = {
+            "inference_library": "blackjax_smile",
+            "inference_library_version": __version__,
+        }
+        root = self.zarr.create_group(
+            self.path, overwrite=True, zarr_format=3, attributes={**common, "run_id": run_id}
+        )
+        chains = np.arange(self.placement.num_chains)
+        for group_name, variables in self.rows.items():
+            group = root.create_group(group_name, attributes=common)
+            used: dict[str, int] = {}
+            for name, row in variables.items():
+                names = list(dims.get(name, ())) or [
+                    f"{name}_dim_{axis}" for axis in range(len(row.shape))
+                ]
+                used |= dict(zip(names, row.shape, strict=True))
+                attributes = {"comment": LP_COMMENT} if name == "lp" else {}
+                group.create_array(
+                    name,
+                    shape=(len(chains), 0, *row.shape),
+                    # An empty axis needs a chunk, too.
+                    chunks=(1, self.chunk_size, *(max(n, 1) for n in row.shape)),
+                    dtype=row.dtype,
+                    dimension_names=("chain", "draw", *names),
+                    # No compression: the bits of draws are random. A checksum instead.
+                    compressors=[self.zarr.codecs.Crc32cCodec()],
+                    attributes=attributes,
+                )
+            for name, values in {"chain": chains, **coords}.items():
+                if name == "chain" or name in used:
+                    group.create_array(name, data=np.asarray(values), dimension_names=(name,))
+            group.create_array(
+                "draw",
+                shape=(0,),
+                chunks=(COORDINATE_CHUNK,),
+                dtype="int64",
+                dimension_names=("draw",),
+            )
+        self._publish()
+
+    @property
+    def num_draws(self) -> int:
+        """Draws that every variable holds."""
+        group = self._open("r")
+        return min(
+            group[f"{group_name}/{name}"].shape[1]
+            for group_name, variables in self.rows.items()
+            for name in variables
+        )
+
+    def append(self, first: int, rows: Rows) -> None:
+        """Write this process's chains' draws from ``first`` on, which end the store then."""
+        count = len(next(iter(rows["sample_stats"].values()))[0])
+        with self._explained():
+            if self.placement.is_main:
+                self._resize(first + count)
+            self.placement.barrier("store resized")
+            group = self._open("r+")
+            for group_name, variables in rows.items():
+                for name, values in variables.items():
+                    region = (self.placement.local_chains, slice(first, first + count))
+                    group[f"{group_name}/{name}"][region] = values
+            self.placement.barrier("draws written")
+            if self.placement.is_main:
+                self._publish()
+
+    def truncate(self, num_draws: int) -> None:
+        """Forget the draws after the first ``num_draws``."""
+        if self.placement.is_main:
+            with self._explained():
+                self._resize(num_draws)
+                self._publish()
+        self.placement.barrier("store truncated")
+
+    def check(self, first: int, stop: int) -> None:
+        """Raise a ValueError if some of the draws are missing or damaged."""
+        if self.num_draws < stop:
+            raise ValueError(f"the store holds {self.num_draws} draws of {stop}")
+        group = self._open("r")
+        for group_name, variables in self.rows.items():
+            for name in variables:
+                array = group[f"{group_name}/{name}"]
+                for draw in range(first, stop, self.chunk_size):
+                    array[:, draw]
+                if stop > first:
+                    array[:, stop - 1]
+
+    def read(self, group_name: str, name: str) -> Any:
+        """Return a variable as a lazy Zarr array."""
+        return self._open("r")[f"{group_name}/{name}"]
+
+    def _resize(self, num_draws: int) -> None:
+        group = self._open("r+")
+        for group_name, variables in self.rows.items():
+            for name in variables:
+                array = group[f"{group_name}/{name}"]
+                array.resize((array.shape[0], num_draws, *array.shape[2:]))
+            draws = group[f"{group_name}/draw"]
+            before = min(draws.shape[0], num_draws)
+            draws.resize((num_draws,))
+            draws[before:] = np.arange(before, num_draws)
+
+    def _publish(self) -> None:
+        """Show readers the new length."""
+        self.zarr.consolidate_metadata(str(self.path), zarr_format=3)
+
+    def _open(self, mode: str) -> Any:
+        return self.zarr.open_group(self.path, mode=mode, zarr_format=3, use_consolidated=False)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with warnings.catch_warnings():
+                # Consolidated metadata and text are not yet in the specification of format 3.
+                warnings.simplefilter("ignore")
+                yield
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The draws cannot be written to the store ({error.strerror or error}). What was "
+                "sampled up to the last checkpoint is safe: make room or restore access, then "
+                "start the same command again to resume",
+                str(self.path),
+            ) from error
+
+
+LP_COMMENT = (
+    "Log-density that the state holds: an estimate from the step's minibatch, not comparable "
+    "between draws."
+)

@@ -1,0 +1,253 @@
+"""A user's table made ready for a network: checked, encoded, split, standardised."""
+
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from blackjax.types import Array
+
+from blackjax_smile.errors import UserInputError
+
+__all__ = ["TASKS", "Table", "guess_task", "prepare_table", "read_table"]
+
+TASKS = ("regression", "classification")
+
+#: Fewest rows that can be split three ways and still be judged.
+MIN_ROWS = 50
+
+#: A column of text with more values than this share of the rows is a name, not a category.
+MAX_CATEGORY_SHARE = 0.5
+
+#: Integers with at most so many values are taken for classes.
+MAX_CLASSES = 10
+
+#: Shares of the rows for training and validation; the rest is the test set.
+SHARES = (0.7, 0.1)
+
+
+class Table(NamedTuple):
+    """A table as a network takes it.
+
+    train, validation, test
+        ``(x, y)`` with the rows as leading axis. For regression y is standardised
+        with mean and deviation of the training rows; for classification it is the
+        number of the class.
+    features
+        Names of the columns of x.
+    task
+        One of `TASKS`.
+    classes
+        Values of the target, in the order of their numbers; empty for regression.
+    target_mean, target_deviation
+        Of the training rows, in the target's units.
+
+    Notes
+    -----
+        What was done that the user may want to know, a line each.
+    """
+
+    train: tuple[Array, Array]
+    validation: tuple[Array, Array]
+    test: tuple[Array, Array]
+    features: tuple[str, ...]
+    task: str
+    classes: tuple[Any, ...]
+    target_mean: float
+    target_deviation: float
+    notes: tuple[str, ...]
+
+
+def read_table(path: pathlib.Path) -> Any:
+    """Return a CSV file as a data frame.
+
+    Raises
+    ------
+    UserInputError
+        If there is no such file, or it is no table.
+    """
+    import pandas
+
+    if not path.is_file():
+        raise UserInputError(f"There is no file {str(path)!r}.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frame = pandas.read_csv(path, skipinitialspace=True)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserInputError(
+            f"{str(path)!r} cannot be read as comma-separated values with a header: {error}"
+        ) from None
+    return frame
+
+
+def guess_task(target: Any) -> str:
+    """Return what a target suggests: no numbers, or few whole ones, are classes."""
+    import pandas
+
+    if not pandas.api.types.is_numeric_dtype(target) or pandas.api.types.is_bool_dtype(target):
+        return "classification"
+    is_whole = bool(np.all(np.mod(target, 1) == 0))
+    return "classification" if is_whole and target.nunique() <= MAX_CLASSES else "regression"
+
+
+def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 0) -> Table:
+    """Return a data frame as a `Table`.
+
+    Numbers are standardised with the mean and the deviation of the training rows,
+    which see nothing of the others; columns of text become one column per
+    category. Rows are split 70/10/20 by the seed, for classification within each
+    class.
+
+    Parameters
+    ----------
+    frame
+        A `pandas.DataFrame`.
+    target
+        Name of the column to predict.
+    task
+        One of `TASKS`; None: told from the target, see `guess_task`.
+    seed
+        Of the split.
+
+    Raises
+    ------
+    UserInputError
+        For a table that cannot be used, with what to do about it.
+    """
+    _check(frame, target)
+    features = frame.drop(columns=target)
+    notes = []
+    if task is None:
+        task = guess_task(frame[target])
+        notes.append(
+            f"task: {task}, guessed from the {frame[target].nunique()} values of {target!r} "
+            "(--task says otherwise)"
+        )
+    y, classes = _encode_target(frame[target], task)
+    splits = _split(y, task, seed)
+    encoded, encoding_notes = _encode_features(features, splits[0])
+    names, X = tuple(encoded), np.stack(list(encoded.values()), axis=1)
+    mean, deviation = X[splits[0]].mean(0), X[splits[0]].std(0)
+    X = ((X - mean) / deviation).astype(np.float32)
+    target_mean, target_deviation = 0.0, 1.0
+    if task == "regression":
+        target_mean, target_deviation = float(y[splits[0]].mean()), float(y[splits[0]].std())
+        if not target_deviation > 0:
+            raise UserInputError(f"The target {target!r} is constant in the training rows.")
+        y = ((y - target_mean) / target_deviation).astype(np.float32)
+    train, validation, test = ((jnp.asarray(X[rows]), jnp.asarray(y[rows])) for rows in splits)
+    return Table(
+        train,
+        validation,
+        test,
+        features=names,
+        task=task,
+        classes=classes,
+        target_mean=target_mean,
+        target_deviation=target_deviation,
+        notes=(*notes, *encoding_notes),
+    )
+
+
+def _check(frame: Any, target: str) -> None:
+    columns = [str(column) for column in frame.columns]
+    if target not in columns:
+        raise UserInputError(f"There is no column {target!r}. The table has: {_listed(columns)}.")
+    if len(columns) < 2:
+        raise UserInputError("The table has no column besides the target.")
+    if len(frame) < MIN_ROWS:
+        raise UserInputError(
+            f"The table has {len(frame)} rows; at least {MIN_ROWS} are needed to train, validate "
+            "and test a network."
+        )
+    missing = frame.isna().sum()
+    missing = missing[missing > 0]
+    if len(missing):
+        counts = _listed([f"{name!r} ({count} rows)" for name, count in missing.items()])
+        raise UserInputError(
+            f"Values are missing in {counts}. Drop those rows or columns, or fill the values in "
+            "(pandas: DataFrame.dropna, DataFrame.fillna), and run again."
+        )
+    numeric = frame.select_dtypes("number")
+    infinite = [str(name) for name in numeric if not np.all(np.isfinite(numeric[name]))]
+    if infinite:
+        raise UserInputError(f"There are infinite values in {_listed(infinite)}.")
+
+
+def _encode_target(target: Any, task: str) -> tuple[np.ndarray, tuple]:
+    import pandas
+
+    if task == "regression":
+        if not pandas.api.types.is_numeric_dtype(target):
+            raise UserInputError(
+                f"Regression needs a target of numbers, but {target.name!r} holds "
+                f"{target.iloc[0]!r}, for one. Use --task classification, or another target."
+            )
+        return target.to_numpy(np.float64), ()
+    numbers, classes = pandas.factorize(target, sort=True)
+    counts = np.bincount(numbers)
+    if len(classes) < 2:
+        raise UserInputError(f"The target {target.name!r} has one value only, {classes[0]!r}.")
+    if counts.min() < 5:
+        rare = [f"{classes[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 5)]
+        raise UserInputError(
+            f"Classes need at least 5 rows each, but {target.name!r} has {len(rare)} rarer ones: "
+            f"{_listed(rare)}. Drop or merge them, or use --task regression for a quantity."
+        )
+    return numbers.astype(np.int32), tuple(classes)
+
+
+def _split(y: np.ndarray, task: str, seed: int) -> list[np.ndarray]:
+    """Return the training, validation and test rows."""
+    rng = np.random.default_rng(seed)
+    groups = [np.arange(len(y))]
+    if task == "classification":
+        groups = [np.flatnonzero(y == label) for label in range(y.max() + 1)]
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for group in groups:
+        edges = np.cumsum([max(1, round(share * len(group))) for share in SHARES])
+        for part, rows in zip(parts, np.split(rng.permutation(group), edges), strict=True):
+            part.append(rows)
+    return [np.sort(np.concatenate(part)) for part in parts]
+
+
+def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return columns of numbers by name; constant ones are left out."""
+    import pandas
+
+    columns: dict[str, np.ndarray] = {}
+    constant, notes = [], []
+    for name in frame.columns:
+        column = frame[name]
+        if pandas.api.types.is_numeric_dtype(column):
+            columns[str(name)] = column.to_numpy(np.float64)
+            continue
+        values = column.iloc[train].unique()
+        if len(values) > max(2, MAX_CATEGORY_SHARE * len(train)):
+            raise UserInputError(
+                f"Column {str(name)!r} is text with {len(values)} values in {len(train)} training "
+                f"rows (e.g. {str(values[0])!r}): a name, or numbers with something in between. "
+                "Drop or clean it."
+            )
+        for value in sorted(values, key=str):
+            columns[f"{name}={value}"] = (column == value).to_numpy(np.float64)
+        unseen = int((~column.isin(values)).sum())
+        if unseen:
+            notes.append(f"{name!r}: {unseen} rows have a category that no training row has")
+    for name in list(columns):
+        if np.ptp(columns[name][train]) == 0:
+            constant.append(name)
+            del columns[name]
+    if constant:
+        notes.append(f"left out, constant in the training rows: {_listed(constant)}")
+    if not columns:
+        raise UserInputError("Every column besides the target is constant in the training rows.")
+    return columns, notes
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    listed = ", ".join(names[:most])
+    return listed + (f" and {len(names) - most} more" if len(names) > most else "")

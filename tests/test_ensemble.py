@@ -1,0 +1,161 @@
+"""Ensembles: members are independent or pooled, and a failed one harms nobody."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from blackjax.base import AdaptationAlgorithm
+
+import blackjax_smile
+from blackjax_smile import adapt_ensemble, drop_failed, sample_ensemble
+from blackjax_smile.ensemble import REASONS
+from helpers import LinearRegression, assert_moments
+
+MODEL = LinearRegression(d=4, data_size=2000, spread=5.0)
+MINIBATCH_FN = MODEL.minibatch_fn(100)
+LOGDENSITY_FN = MODEL.logdensity_fn
+
+
+def warmup(logdensity_fn=LOGDENSITY_FN, **options):
+    return blackjax_smile.smile_adaptation(
+        blackjax_smile.smile, logdensity_fn, MINIBATCH_FN, **options
+    )
+
+
+def starts(num_chains=4, scale=0.1):
+    noise = jax.random.normal(jax.random.key(7), (num_chains, 4))
+    return MODEL.mode[None] + scale * noise
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_every_chain_samples_the_posterior(pooled):
+    adapted = adapt_ensemble(jax.random.key(0), warmup(pooled=pooled), starts(), 1500)
+    assert not np.any(adapted.failed)
+    assert adapted.describe_failures() == []
+    steps = np.unique(np.asarray(adapted.parameters["step_size"]))
+    assert len(steps) == (1 if pooled else 4)
+    factor = np.asarray(adapted.parameters["inverse_mass_matrix"].factor)
+    assert np.all(factor[0] == factor[1]) == pooled
+    _, (positions, infos) = sample_ensemble(
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, adapted, 2000, 10
+    )
+    mean, covariance = MODEL.posterior
+    for draws in positions:
+        assert_moments(draws, mean, np.diag(covariance), bias_mean=0.05, bias_variance=0.05)
+    assert infos.deflection.shape == (4, 2000)
+    np.testing.assert_allclose(infos.deflection.mean(), 0.25, rtol=0.15)
+
+
+@pytest.mark.parametrize(("preconditioner", "ratio"), [("dense", 10.0), ("low_rank", 10.0)])
+def test_pooled_noise_is_that_of_all_chains(preconditioner, ratio):
+    """Two minibatch laws, one chain each: the pooled map whitens their mean covariance.
+
+    The noise is n ~ N(0, diag(1, v)) with v = 4 or 16, so the pooled variance of
+    the second coordinate is 10 and each chain by itself would find its own.
+    """
+
+    def logdensity_fn(x, batch):
+        noise = jnp.mean(batch, axis=0)
+        scale = jnp.where(x["chain"][0] > 0, 4.0, 2.0)
+        return (
+            -0.5 * jnp.sum(x["w"] ** 2)
+            + noise[0] * x["w"][0]
+            + scale * noise[1] * x["w"][1]
+            - 0.5 * jnp.sum((jnp.abs(x["chain"]) - 100) ** 2)
+        )
+
+    def minibatch_fn(key):
+        return np.sqrt(100, dtype=np.float32) * jax.random.normal(key, (100, 2))
+
+    sampler = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile,
+        logdensity_fn,
+        minibatch_fn,
+        preconditioner=preconditioner,
+        pooled=True,
+    )
+    position = {"w": jnp.zeros((2, 2)), "chain": jnp.array([[100.0], [-100.0]])}
+    adapted = adapt_ensemble(jax.random.key(0), sampler, position, num_steps=6000)
+    F = jax.tree.map(lambda x: x[0], adapted.parameters["inverse_mass_matrix"])
+
+    def variance(i):
+        unit = {"w": jnp.zeros(2).at[i].set(1.0), "chain": jnp.zeros(1)}
+        whitened = F.whiten(unit)
+        return 1 / sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(whitened))
+
+    # Kronecker's floor, a tenth of the variance and of their mean, counts; by itself a chain
+    # would find 3.4 or 9.5, and 4 or 16 without the floor. 5 deviations of 5600 draws: 0.13.
+    np.testing.assert_allclose(variance(1) / variance(0), ratio, rtol=0.15)
+
+
+@pytest.mark.parametrize("pooled", [True])
+def test_failed_members_are_reported_and_the_others_unharmed(pooled):
+    """A chain that cannot start, and one whose log-density is finite at its start alone."""
+
+    def logdensity_fn(x, batch):
+        stuck = (x[0] > 50) & jnp.any(x != 100.0)
+        return jnp.where(stuck, jnp.nan, LOGDENSITY_FN(x, batch))
+
+    positions = starts(5).at[1].set(jnp.nan).at[3].set(100.0)
+    adapted = adapt_ensemble(jax.random.key(0), warmup(logdensity_fn, pooled=pooled), positions)
+    np.testing.assert_array_equal(adapted.failed, [False, True, False, True, False])
+    assert adapted.reason[1] == REASONS.index(
+        "the log-density or its gradient was not finite at the initial position"
+    )
+    # Steps shrink until they round to nothing: rejected, or accepted without a move.
+    assert adapted.reason[3] in (
+        REASONS.index("all steps of the last window were rejected"),
+        REASONS.index("the position did not change"),
+    )
+    assert [line[:7] for line in adapted.describe_failures()] == ["chain 1", "chain 3"]
+
+    sound = drop_failed(adapted)
+    assert len(sound.failed) == 3
+    assert not np.any(sound.failed)
+    _, (draws, _) = sample_ensemble(
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, sound, 2000, 10
+    )
+    mean, covariance = MODEL.posterior
+    for chain in draws:
+        assert_moments(chain, mean, np.diag(covariance), bias_mean=0.05, bias_variance=0.05)
+
+
+def test_a_failed_chain_changes_nothing_for_the_others():
+    """Bit for bit, when each adapts by itself."""
+    healthy = adapt_ensemble(jax.random.key(0), warmup(), starts(), 400)
+    broken = adapt_ensemble(jax.random.key(0), warmup(), starts().at[2].set(jnp.nan), 400)
+    for a, b in zip(
+        jax.tree.leaves((healthy.state.position, healthy.parameters)),
+        jax.tree.leaves((broken.state.position, broken.parameters)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.delete(a, 2, 0), np.delete(b, 2, 0))
+
+
+def test_a_collapsed_step_size_is_a_failure():
+    """A warmup that leaves one member with a step size 1e5 times smaller than the others'."""
+    real = warmup(preconditioner="diagonal")
+
+    def run(rng_key, position, num_steps):
+        (state, parameters), info = real.run(rng_key, position, num_steps)
+        share = jnp.where(position[0] > MODEL.mode[0] + 1, 1e-5, 1.0)
+        return (state, {**parameters, "step_size": share * parameters["step_size"]}), info
+
+    positions = starts(4).at[1, 0].add(3.0)
+    adapted = adapt_ensemble(jax.random.key(0), AdaptationAlgorithm(run), positions, 300)
+    np.testing.assert_array_equal(adapted.failed, [False, True, False, False])
+    assert adapted.describe_failures() == [f"chain 1: {REASONS[5]}"]
+    assert "step size collapsed" in REASONS[5]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="adaptation of all chains failed: chain 0"):
+        drop_failed(
+            adapt_ensemble(jax.random.key(0), warmup(), jnp.full((2, 4), jnp.nan), num_steps=300)
+        )
+    with pytest.raises(ValueError, match="pooled warmup runs all chains at once"):
+        warmup(pooled=True).run(jax.random.key(0), MODEL.mode, num_steps=300)
+    with pytest.raises(ValueError, match="pooled=True needs a minibatch_fn"):
+        blackjax_smile.smile_adaptation(blackjax_smile.smile, LOGDENSITY_FN, [], pooled=True)
+    with pytest.raises(ValueError, match="differ in their number of rows"):
+        adapt_ensemble(jax.random.key(0), warmup(), {"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))})

@@ -1,0 +1,202 @@
+"""The same network from each library, and a NumPyro program: equal log-densities, and a run.
+
+Warnings of the libraries themselves are not ours to fix: see ``filterwarnings``.
+"""
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import blackjax_smile
+from helpers import assert_moments, sample
+
+DATA_SIZE, NUM_FEATURES, HIDDEN = 200, 3, 4
+rng = np.random.default_rng(0)
+X = rng.normal(size=(DATA_SIZE, NUM_FEATURES)).astype(np.float32)
+Y = (np.sin(X[:, 0]) + 0.1 * rng.normal(size=DATA_SIZE)).astype(np.float32)
+BATCH = (jnp.asarray(X[:20]), jnp.asarray(Y[:20]))
+
+
+def plain_jax():
+    from blackjax_smile import bnn
+
+    return bnn.init_mlp(jax.random.key(0), (NUM_FEATURES, HIDDEN, 1)), bnn.apply_mlp
+
+
+def flax_linen():
+    nn = pytest.importorskip("flax.linen")
+    module = nn.Sequential([nn.Dense(HIDDEN), nn.relu, nn.Dense(1)])
+    position = module.init(jax.random.key(0), jnp.ones(NUM_FEATURES))["params"]
+    return position, lambda position, x: module.apply({"params": position}, x)
+
+
+def flax_nnx():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(NUM_FEATURES, HIDDEN, rngs=rngs), nnx.relu,
+                           nnx.Linear(HIDDEN, 1, rngs=rngs))  # fmt: skip
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    position = nnx.to_pure_dict(parameters)
+
+    def apply(position, x):
+        state = jax.tree.map(lambda x: x, parameters)
+        nnx.replace_by_pure_dict(state, position)
+        return nnx.merge(graph, state, rest)(x)
+
+    return position, apply
+
+
+def equinox():
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(NUM_FEATURES, 1, HIDDEN, 1, key=jax.random.key(0))
+    # The other part holds what is no array: the activation function, the sizes.
+    position, static = eqx.partition(model, eqx.is_inexact_array)
+    return position, lambda position, x: eqx.combine(position, static)(x)
+
+
+NETWORKS = {f.__name__: f for f in (plain_jax, flax_linen, flax_nnx, equinox)}
+
+
+def gaussian_logdensity(apply):
+    def logprior(position):
+        return -0.5 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(position))
+
+    def loglikelihood(position, row):
+        return -0.5 * ((row[1] - apply(position, row[0])[0]) / 0.1) ** 2
+
+    return blackjax.sgmcmc.gradients.logdensity_estimator(logprior, loglikelihood, DATA_SIZE)
+
+
+def two_layers(position):
+    """Return the matrices and vectors of the network, inputs first, whatever the library."""
+    leaves = jax.tree.leaves(position)
+    matrices = {tuple(sorted(m.shape, reverse=False)): m for m in leaves if m.ndim == 2}
+    first, second = matrices[(NUM_FEATURES, HIDDEN)], matrices[(1, HIDDEN)]
+    first = first if first.shape[0] == NUM_FEATURES else first.T
+    second = second if second.shape[0] == HIDDEN else second.T
+    vectors = {v.size: v for v in leaves if v.ndim == 1}
+    return first, vectors[HIDDEN], second, vectors[1]
+
+
+@pytest.mark.parametrize("library", NETWORKS)
+def test_a_network_of_each_library(library):
+    """Its log-density is that of the two layers written out, and a run takes its tree."""
+    position, apply = NETWORKS[library]()
+    logdensity_fn = gaussian_logdensity(apply)
+    W, b, V, c = two_layers(position)
+    outputs = np.maximum(BATCH[0] @ W + b[None], 0) @ V + c[None]
+    squares = sum(float(jnp.sum(leaf**2)) for leaf in (W, b, V, c))
+    residuals = np.asarray(BATCH[1] - outputs[:, 0]) / 0.1
+    exact = -0.5 * squares - 0.5 * DATA_SIZE * np.mean(residuals**2)
+    np.testing.assert_allclose(logdensity_fn(position, BATCH), exact, rtol=1e-4)
+
+    minibatch_fn = blackjax_smile.minibatch_sampler((X, Y), 20)
+    draws, infos, _, _ = sample(
+        logdensity_fn, minibatch_fn, position, 300, 300, preconditioner="diagonal"
+    )
+    assert jax.tree.structure(draws) == jax.tree.structure(position)
+    assert float(jnp.mean(infos.is_divergent)) < 0.1
+    predictions = blackjax_smile.prediction.predictive_mean(
+        lambda position, row: apply(position, row[0])[0],
+        jax.tree.map(lambda x: x[None], draws),
+        BATCH,
+    )
+    assert np.all(np.isfinite(predictions))
+
+
+def test_batch_norm_with_frozen_statistics():
+    """The running statistics are constants: rows do not depend on each other, no state changes."""
+    nn = pytest.importorskip("flax.linen")
+    module = nn.Sequential([nn.Dense(HIDDEN), nn.BatchNorm(use_running_average=True), nn.Dense(1)])
+    variables = module.init(jax.random.key(0), jnp.ones((1, NUM_FEATURES)))
+    position = variables["params"]
+    statistics = jax.tree.map(lambda x: x + 0.5, variables["batch_stats"])
+
+    def apply(position, x):
+        return module.apply({"params": position, "batch_stats": statistics}, x)
+
+    logdensity_fn = gaussian_logdensity(apply)
+    rows = jax.vmap(lambda row: logdensity_fn(position, jax.tree.map(lambda x: x[None], row)))
+    np.testing.assert_allclose(jnp.mean(rows(BATCH)), logdensity_fn(position, BATCH), rtol=1e-5)
+    state = blackjax_smile.smile(logdensity_fn, step_size=0.1).init(position, jax.random.key(0))
+    assert jax.tree.structure(state.position) == jax.tree.structure(position)
+
+
+def regression_program(batch):
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+    x, y = batch
+    weights = numpyro.sample("weights", dist.Normal(0, 1).expand([NUM_FEATURES]).to_event(1))
+    scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    numpyro.deterministic("variance", scale**2)
+    with numpyro.plate("rows", len(y)):
+        numpyro.sample("y", dist.Normal(x @ weights, scale), obs=y)
+
+
+def test_numpyro_log_density_is_scaled_to_the_data():
+    """Against the density written out, on the unconstrained scale."""
+    pytest.importorskip("numpyro")
+    from jax.scipy.stats import norm
+
+    from blackjax_smile.interop import numpyro_logdensity
+
+    program = numpyro_logdensity(regression_program, DATA_SIZE, BATCH)
+    position = program.init_fn(jax.random.key(1))
+    w, s = position["weights"], position["scale"]  # s = log scale; LogNormal: s ~ N(0, 1)
+    prior = jnp.sum(norm.logpdf(w)) + norm.logpdf(s)
+    likelihood = norm.logpdf(BATCH[1], BATCH[0] @ w, jnp.exp(s))
+    exact = prior + DATA_SIZE * jnp.mean(likelihood)
+    np.testing.assert_allclose(program.logdensity_fn(position, BATCH), exact, rtol=1e-4)
+    constrained = program.constrain_fn(position)
+    np.testing.assert_allclose(constrained["scale"], jnp.exp(s), rtol=1e-5)
+    np.testing.assert_allclose(constrained["variance"], jnp.exp(2 * s), rtol=1e-5)
+
+
+@jax.numpy_rank_promotion("allow")  # NumPyro broadcasts a row of locations
+def test_numpyro_posterior():
+    """A conjugate mean: the draws have the exact posterior's moments."""
+    numpyro = pytest.importorskip("numpyro")
+    from blackjax_smile.interop import numpyro_logdensity
+
+    data = (0.5 + rng.normal(size=(500, 2))).astype(np.float32)
+
+    def model(y):
+        mean = numpyro.sample("mean", numpyro.distributions.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("y", numpyro.distributions.Normal(mean, 1.0), obs=y)
+
+    program = numpyro_logdensity(model, len(data), data[:50])
+    draws, _, _, _ = sample(
+        program.logdensity_fn,
+        blackjax_smile.minibatch_sampler(data, 50),
+        program.init_fn(jax.random.key(0)),
+        1000,
+        20_000,
+    )
+    exact = data.astype(np.float64).sum(0) / 501
+    assert_moments(draws["mean"], exact, np.full(2, 1 / 501), bias_mean=0.05, bias_variance=0.05)
+
+
+def test_numpyro_programs_that_cannot_be_sampled():
+    numpyro = pytest.importorskip("numpyro")
+    from blackjax_smile.interop import numpyro_logdensity
+
+    dist = numpyro.distributions
+
+    def discrete(y):
+        label = numpyro.sample("label", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(label, 1.0), obs=y)
+
+    def local(y):
+        with numpyro.plate("rows", len(y)):
+            z = numpyro.sample("z", dist.Normal(0, 1))
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    for model, message in (
+        (discrete, "Discrete sites"),
+        (local, "plate over the rows"),
+        (lambda y: numpyro.sample("z", dist.Normal(0, 1)), "observes nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            numpyro_logdensity(model, 100, jnp.zeros(7))

@@ -1,0 +1,242 @@
+"""The driver: the same warmup as `smile_adaptation`, right moments, any source of minibatches."""
+
+import subprocess
+import sys
+import threading
+
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import blackjax_smile
+from blackjax_smile.running.progress import RunningRhat
+from blackjax_smile.running.sources import RowSampler
+from helpers import LinearRegression, assert_moments
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
+PROBLEM = LinearRegression()
+BATCH = 20
+SHORT = {"num_warmup": 400, "num_samples": 20, "thinning": 3}
+
+
+def start(num_chains=2):
+    return jnp.tile(PROBLEM.mode, (num_chains, 1))
+
+
+def sample(minibatches=None, logdensity_fn=PROBLEM.logdensity_fn, **options):
+    options = {**SHORT, "progress_bar": False, **options}
+    positions = options.pop("positions", start())
+    minibatches = PROBLEM.minibatch_fn(BATCH) if minibatches is None else minibatches
+    return blackjax_smile.sample(
+        jax.random.key(0), logdensity_fn, positions, minibatches, **options
+    )
+
+
+def host_minibatches(count=None, seed=0):
+    """A generator of minibatches, the same ones at each call."""
+    rng = np.random.default_rng(seed)
+    X, y = PROBLEM.data
+    while count is None or count > 0:
+        indices = rng.integers(0, len(X), BATCH)
+        yield X[indices], y[indices]
+        count = None if count is None else count - 1
+
+
+@pytest.fixture(scope="module")
+def memory_mapped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    names = [folder / name for name in ("X.npy", "y.npy")]
+    for name, array in zip(names, PROBLEM.data, strict=True):
+        np.save(name, array)
+    return tuple(np.load(name, mmap_mode="r") for name in names)
+
+
+def test_the_warmup_is_that_of_smile_adaptation():
+    result = sample()
+    warmup = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile, PROBLEM.logdensity_fn, PROBLEM.minibatch_fn(BATCH)
+    )
+    keys = jax.random.split(jax.random.split(jax.random.key(0))[0], 2)
+    (_, parameters), info = jax.vmap(lambda key, x: warmup.run(key, x, SHORT["num_warmup"]))(
+        keys, start()
+    )
+    expected = (parameters, *info[1:])
+    found = (result.parameters, *result.adaptation[1:])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), found, expected)
+
+
+def test_moments_from_a_memory_mapped_file(memory_mapped):
+    """Within 5 standard errors; bias as in the tests of `smile` itself."""
+    result = sample(memory_mapped, batch_size=BATCH, num_samples=20_000)
+    mean, covariance = PROBLEM.posterior
+    assert_moments(result.positions[0], mean, np.diag(covariance), 0.05, 0.1)
+
+
+@pytest.mark.parametrize("thinning", [1, 4])
+def test_draws_are_those_of_the_kernel(thinning):
+    """The same chain as a loop over `smile.step` with the keys that the driver documents."""
+    result = sample(thinning=thinning, num_samples=10)
+    chain = jax.tree.map(lambda x: x[0], (result.parameters, result.states))
+    assert np.all(result.positions[0, -1] == chain[1].position)
+    longer = sample(thinning=2 * thinning, num_samples=5)
+    np.testing.assert_array_equal(result.positions[:, 1::2], longer.positions)
+
+
+def test_statistics_count_what_happened_between_draws():
+    def sometimes_nan(x, batch):
+        bad = batch[1][0] > np.quantile(PROBLEM.data[1], 0.95)
+        return jnp.where(bad, jnp.nan, PROBLEM.logdensity_fn(x, batch))
+
+    result = sample(logdensity_fn=sometimes_nan, thinning=5, num_samples=40)
+    counts = np.asarray(result.statistics["num_rejected"])
+    assert 0 < counts.sum() < counts.size * 5
+    np.testing.assert_array_equal(result.statistics["diverging"], counts > 0)
+    assert np.all(np.isfinite(result.statistics["energy_error"]))
+    assert np.all(np.isfinite(result.positions))
+    single = sample(logdensity_fn=sometimes_nan, thinning=1, num_samples=200)
+    np.testing.assert_array_equal(
+        np.asarray(single.statistics["num_rejected"]).reshape(2, 40, 5).sum(-1), counts
+    )
+
+
+class TestSources:
+    def test_chains_take_turns_in_an_iterable(self):
+        """A generator's minibatches are those of the same lists, stacked by hand."""
+        taken = list(host_minibatches(2 * (400 + 60)))
+        np.testing.assert_array_equal(sample(iter(taken)).positions, sample(taken).positions)
+        assert not np.array_equal(sample(taken).positions, sample(list(reversed(taken))).positions)
+
+    def test_shared_minibatches(self):
+        """One minibatch for all chains: 460 are enough for two chains."""
+        result = sample(host_minibatches(460), share_minibatches=True)
+        assert not np.array_equal(*result.positions)
+
+    def test_an_iterable_that_ends_names_what_was_needed(self):
+        with pytest.raises(ValueError, match=r"needs 920 minibatches .* ended after 830"):
+            sample(host_minibatches(830))
+
+    def test_an_error_of_the_iterable_is_passed_on(self):
+        def broken():
+            yield from host_minibatches(100)
+            raise KeyError("no such shard")
+
+        with pytest.raises(KeyError, match="no such shard"):
+            sample(broken())
+        assert not [t for t in threading.enumerate() if t.name == "minibatches"]
+
+    def test_an_odd_one_out(self):
+        def uneven():
+            yield from host_minibatches(50)
+            yield tuple(leaf[:7] for leaf in next(host_minibatches()))
+
+        with pytest.raises(ValueError, match="drop_last=True"):
+            sample(uneven())
+
+    def test_rows_of_a_file_are_drawn_evenly_and_stay_together(self, memory_mapped):
+        """Chi-squared with 3999 degrees of freedom: beyond 4550 with probability 1e-9."""
+        seed = np.asarray([1, 2], np.uint32)
+        sampler = RowSampler(memory_mapped, BATCH, seed, (2,), slice(0, 2))
+        (X, y), count = sampler.read(7, 64)
+        assert X.shape == (64, 2, BATCH, 5)
+        assert count == 64
+        rows = {row.tobytes(): value for row, value in zip(*PROBLEM.data, strict=True)}
+        pairs = zip(X.reshape(-1, 5), y.reshape(-1), strict=True)
+        assert all(rows[x.tobytes()] == value for x, value in pairs)
+        part, _ = RowSampler(memory_mapped, BATCH, seed, (2,), slice(1, 2)).read(10, 1)
+        np.testing.assert_array_equal(part[0][0, 0], X[3, 1])
+        indices = np.concatenate([sampler.indices(i).reshape(-1) for i in range(10_000)])
+        counts = np.bincount(indices, minlength=4000)
+        assert np.sum((counts - 100.0) ** 2 / 100) < 4550
+
+
+def test_collect_dtype_and_tree():
+    positions = {"w": start()[:, :4], "b": [start()[:, 4], jnp.zeros((2, 3), jnp.bfloat16)]}
+
+    def logdensity_fn(x, batch):
+        theta = jnp.append(x["w"], x["b"][0])
+        penalty = jnp.sum(x["b"][1].astype(jnp.float32) ** 2)
+        return PROBLEM.logdensity_fn(theta, batch) - 0.5 * penalty
+
+    def collect(x):
+        return {"x": x, "sum": jnp.sum(x["w"]), "is_positive": x["w"] > 0}
+
+    options = {"positions": positions, "logdensity_fn": logdensity_fn, "collect": collect}
+    found = sample(**options, dtype="float16").positions
+    assert jax.tree.structure(found["x"]) == jax.tree.structure(positions)
+    assert found["x"]["b"][1].dtype == found["sum"].dtype == np.float16
+    w = np.asarray(found["x"]["w"], np.float32)
+    np.testing.assert_allclose(found["sum"], w.sum(-1), rtol=1e-2, atol=1e-2)
+    np.testing.assert_array_equal(found["is_positive"], w > 0)
+    wide = sample(**options, num_samples=1)
+    assert list(wide.draws) == ["is_positive", "sum", "x.b.0", "x.b.1", "x.w"]
+    assert wide.draws["x.b.1"].dtype == wide.draws["x.w"].dtype == np.float32
+
+
+def test_a_failed_chain_is_named_and_harms_no_other():
+    with pytest.warns(UserWarning, match=r"chains \[1\] failed"):
+        result = sample(positions=start().at[1].set(jnp.nan))
+    np.testing.assert_array_equal(result.positions[0], sample().positions[0])
+    with pytest.raises(ValueError, match="no chain moved"):
+        sample(positions=jnp.full((2, 5), jnp.nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": jnp.zeros(())}, "leading axis, the chains"),
+        ({"num_samples": 0}, "num_samples must be an integer of at least 1"),
+        ({"thinning": 1.5}, "thinning must be an integer"),
+        ({"num_warmup": 50}, "num_steps >= 100"),
+        ({"minibatches": PROBLEM.data}, "pass batch_size"),
+        ({"minibatches": 3}, "got int"),
+        ({"minibatches": PROBLEM.data, "batch_size": 5000}, "between 1 and the 4000"),
+        ({"batch_size": 10}, "is a function already"),
+        ({"minibatches": []}, "empty"),
+        ({"dims": {"z": ["a"]}}, "dims names"),
+        ({"dims": {"x": ["a", "b"]}}, "names 2 dimensions"),
+        ({"dtype": "int32"}, "floating dtype"),
+        ({"checkpoint": "somewhere"}, "needs a store"),
+        ({"progress_bar": "yes"}, "progress_bar"),
+        ({"share_minibatches": True}, "from the host"),
+    ],
+)
+def test_bad_input(options, message):
+    with pytest.raises(ValueError, match=message):
+        sample(**options)
+
+
+def test_progress_is_silent_in_a_log_and_shown_on_request(capsys):
+    pytest.importorskip("tqdm")
+    sample(progress_bar=True)
+    assert capsys.readouterr().err == ""
+    sample(progress_bar="force", num_samples=400)
+    shown = capsys.readouterr().err
+    for word in ("sampling", "step size=", "deflection=", "rejected=", "draws/s="):
+        assert word in shown
+
+
+def test_running_rhat_is_that_of_the_two_halves():
+    """Also after stretches were merged."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(4, 2560)) + 0.3 * np.arange(4)[:, None]
+    running = RunningRhat()
+    for part in np.split(draws, 128, axis=1):
+        running.add(part)
+    assert len(running.stretches) <= 64
+    halves = np.concatenate(np.split(draws, 2, axis=1))
+    with jax.numpy_rank_promotion("allow"):
+        expected = blackjax.rhat(jnp.asarray(halves))
+    np.testing.assert_allclose(running.value(), expected, rtol=1e-2)
+    assert np.isnan(RunningRhat().value())
+
+
+def test_the_package_imports_none_of_the_optional_ones():
+    code = (
+        "import sys, blackjax_smile; "
+        "print([m for m in ('orbax', 'zarr', 'tqdm', 'arviz') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

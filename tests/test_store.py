@@ -1,0 +1,137 @@
+"""Draws on disk: what is there, who can read it when, and what a full disk does."""
+
+import contextlib
+import logging
+import resource
+
+import jax
+import numpy as np
+import pytest
+
+from blackjax_smile.arviz_export import import_arviz
+from long_runs import assert_identical, host_minibatches, sample, stop_after
+
+pytest.importorskip("zarr")
+pytest.importorskip("orbax.checkpoint")
+xarray = pytest.importorskip("xarray")
+
+pytestmark = [
+    pytest.mark.usefixtures("compilation_cache"),
+    # Tensorstore's callbacks find the event loop gone after one of their reads has failed.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def in_memory():
+    return sample()
+
+
+def test_the_store_holds_what_memory_would(tmp_path, in_memory):
+    result = sample(
+        tmp_path / "run.zarr", dims={"x": ["parameter"]}, coords={"parameter": [*"abcde"]}
+    )
+    assert_identical(result, in_memory)
+    assert not isinstance(result.draws["x"], np.ndarray)
+    data, expected = result.to_arviz(), in_memory.to_arviz()
+    assert type(data) is type(expected)
+    assert data.posterior["x"].dims == ("chain", "draw", "parameter")
+    assert data.posterior.coords["parameter"].values.tolist() == [*"abcde"]
+    assert set(data.sample_stats.data_vars) == set(expected.sample_stats.data_vars)
+    for name in ("chain", "draw"):
+        np.testing.assert_array_equal(data.posterior[name], expected.posterior[name])
+    np.testing.assert_array_equal(data.sample_stats["lp"], expected.sample_stats["lp"])
+    assert data.posterior.attrs["inference_library"] == "blackjax_smile"
+    assert "estimate" in data.sample_stats["lp"].attrs["comment"]
+    with jax.numpy_rank_promotion("allow"):
+        ess = [np.asarray(import_arviz().ess(run)["x"]) for run in (data, expected)]
+    assert np.all(np.isfinite(ess[0]))
+    np.testing.assert_allclose(*ess, rtol=1e-6)
+
+
+def test_it_can_be_read_while_the_run_goes_on(tmp_path):
+    """At every look all variables are of one length, written to the end, and never shorter."""
+    store, seen = tmp_path / "run.zarr", []
+
+    def look(_):
+        if (store / "zarr.json").exists():
+            tree = xarray.open_datatree(store, engine="zarr", chunks=None)
+            x, lp = tree["posterior"]["x"].values, tree["sample_stats"]["lp"].values
+            assert x.shape[1] == lp.shape[1] == tree["posterior"].sizes["draw"]
+            assert np.all(x != 0)
+            seen.append(x)
+
+    result = sample(store, host_minibatches(watch=look))
+    lengths = [x.shape[1] for x in seen]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 2
+    for x in seen:
+        np.testing.assert_array_equal(x, result.positions[:, : x.shape[1]])
+
+
+def test_another_store_is_not_overwritten(tmp_path):
+    store = tmp_path / "precious"
+    store.mkdir()
+    (store / "thesis.txt").write_text("ten years of work")
+    with pytest.raises(ValueError, match="is not empty"):
+        sample(store)
+    assert (store / "thesis.txt").exists()
+
+
+def test_checkpoints_without_their_draws_are_an_error_and_kept(tmp_path, in_memory):
+    store, moved = tmp_path / "run.zarr", tmp_path / "moved.zarr"
+    stop_after(1200, store)
+    store.rename(moved)
+    with pytest.raises(ValueError, match="belongs to draws that are not in"):
+        sample(store)
+    moved.rename(store)
+    assert_identical(sample(store), in_memory)
+
+
+@contextlib.contextmanager
+def no_file_larger_than(size):
+    """A disk that is full: writing more fails with an OSError, as it would there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The file that pytest captures messages in would be too large as well.
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("at", [0, 900])
+def test_a_full_disk_is_a_clear_error_and_the_run_goes_on_later(tmp_path, in_memory, at):
+    store = tmp_path / "run.zarr"
+    limit = contextlib.ExitStack()
+
+    def fill(i):
+        if i == at:
+            limit.enter_context(no_file_larger_than(200))
+
+    with limit, pytest.raises(OSError, match="cannot be written") as caught:
+        sample(store, host_minibatches(watch=fill))
+    message = str(caught.value)
+    assert "start the same command again to resume" in message
+    assert str(store) in message
+    assert_identical(sample(store), in_memory)
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        sample(tmp_path / "file" / "run.zarr")
+
+
+def test_what_to_install_is_said(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(ModuleNotFoundError, match=r"store= needs zarr: pip install .*\[run\]"):
+        sample(tmp_path / "run.zarr")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ModuleNotFoundError, match=r"checkpoint= needs orbax"):
+        sample(tmp_path / "run.zarr")

@@ -1,0 +1,186 @@
+"""The command on a user's table: what it prepares, refuses, prints and writes."""
+
+import re
+
+import numpy as np
+import pytest
+
+from blackjax_smile.__main__ import main
+from blackjax_smile.arviz_export import import_arviz
+from blackjax_smile.errors import UserInputError
+from blackjax_smile.tabular import guess_task, prepare_table
+
+pandas = pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+SMALL = [
+    *("--num-chains", "2", "--num-warmup", "400", "--num-samples", "40", "--thinning", "5"),
+    *("--hidden-units", "6", "--preconditioner", "diagonal"),
+]
+
+
+def make_frame(num_rows=300):
+    """A curved function of a number and a category, noise of deviation 3."""
+    rng = np.random.default_rng(0)
+    size, kind = rng.normal(50, 10, num_rows), rng.choice(["a", "b", "c"], num_rows)
+    mean = 200 + 2 * size + 10 * (kind == "a") * np.sin(size / 5)
+    return pandas.DataFrame(
+        {"size": size, "kind": kind, "price": mean + rng.normal(0, 3, num_rows)}
+    )
+
+
+def refused(frame, target="price", **options):
+    with pytest.raises(UserInputError) as error:
+        prepare_table(frame, target, **options)
+    return str(error.value)
+
+
+def test_rows_are_split_once_and_standardised_by_the_training_rows():
+    frame = make_frame().assign(row=np.arange(300.0))
+    frame.loc[:, "size"] *= 1e6
+    table = prepare_table(frame, "price")
+    assert table.task == "regression"
+    assert table.features == ("size", "kind=a", "kind=b", "kind=c", "row")
+    x, y = table.train
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std(0), 1, rtol=1e-4)
+    np.testing.assert_allclose([y.mean(), y.std()], [0, 1], atol=1e-4)
+    # The number of the row, recovered from its standardised value: each in one part.
+    parts = [
+        np.asarray(part[0][:, -1], np.float64)
+        for part in (table.train, table.validation, table.test)
+    ]
+    assert [len(part) for part in parts] == [210, 30, 60]
+    step = np.diff(np.sort(np.concatenate(parts)))
+    np.testing.assert_allclose(step, step.mean(), rtol=1e-3)
+    # The other parts saw nothing of their own mean: it is not zero.
+    assert np.all(np.abs(table.test[0].mean(0)) > 1e-4)
+    # In the target's own units again, the values are those of the table.
+    found = np.asarray(table.test[1]) * table.target_deviation + table.target_mean
+    gaps = np.abs(found[:, None] - frame["price"].to_numpy()[None]).min(axis=1)
+    np.testing.assert_array_less(gaps, 1e-3)
+
+
+def test_classes_are_numbered_and_kept_in_every_part():
+    frame = make_frame()
+    frame["sold"] = np.where(frame["price"] > 310, "yes", "no")
+    table = prepare_table(frame, "sold")
+    assert (table.task, table.classes) == ("classification", ("no", "yes"))
+    for part in (table.train, table.validation, table.test):
+        assert set(np.unique(part[1])) == {0, 1}
+    assert any("guessed" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (np.linspace(0, 1, 60), "regression"),
+        (np.arange(60), "regression"),
+        (np.arange(60) % 3, "classification"),
+        (np.arange(60) % 2 == 0, "classification"),
+        (np.array(["a", "b"] * 30), "classification"),
+    ],
+)
+def test_the_task_is_guessed(values, task):
+    assert guess_task(pandas.Series(values)) == task
+
+
+def test_bad_tables_are_refused_with_the_column_and_what_to_do():
+    frame = make_frame()
+    holes = frame.copy()
+    holes.loc[:6, "size"] = np.nan
+    holes.loc[3, "kind"] = None
+    message = refused(holes)
+    assert "'size' (7 rows), 'kind' (1 rows)" in message
+    assert "dropna" in message
+    assert "no column 'cost'. The table has: size, kind, price" in refused(frame, "cost")
+    assert "20 rows; at least 50" in refused(frame[:20])
+    assert "no column besides the target" in refused(frame[["price"]])
+    assert "numbers, but 'kind' holds" in refused(frame, "kind", task="regression")
+    assert "constant" in refused(frame.assign(price=1.0), task="regression")
+    assert "one value only" in refused(frame.assign(price="x"))
+    assert "at least 5 rows each" in refused(frame, task="classification")
+    names = frame.assign(kind=[f"name {i}" for i in range(len(frame))])
+    assert "'kind' is text with" in refused(names)
+    assert "infinite values in size" in refused(frame.assign(size=np.inf))
+    assert "is constant" in refused(frame[["price"]].assign(flat=1.0))
+
+
+def test_constant_columns_are_left_out_and_new_categories_told():
+    frame = make_frame().assign(flat=3.0)
+    table = prepare_table(frame, "price")
+    assert "flat" not in table.features
+    assert any("flat" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_command(task, tmp_path, capsys):
+    """Better than the mean of the training rows by far, and readable by ArviZ."""
+    frame = make_frame()
+    if task == "classification":
+        frame["price"] = np.where(frame["price"] > 300, "dear", "cheap")
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    arguments = ["--data", str(tmp_path / "table.csv"), "--target", "price"]
+    assert main([*arguments, *SMALL, "--output", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert f"task: {task}, guessed" in printed
+    error, lppd, calibration = map(
+        float, re.search(r"^SMILE +([\d.]+) +(-?[\d.]+) +([\d.]+)", printed, re.M).groups()
+    )
+    if task == "regression":
+        assert error < 8  # the target's deviation is 21, the noise's 3
+        assert lppd > -3.6  # a normal law of deviation 8 has -3.5
+        assert 0.75 < calibration <= 1
+    else:
+        assert error > 0.85
+        assert lppd > -0.45
+        assert calibration < 0.25
+    for word in ("deep ensemble", "R-hat", "ESS", "rejected steps", "gradients", "time"):
+        assert word in printed
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 10_000
+    arviz = import_arviz()
+    idata = arviz.from_netcdf(str(tmp_path / "out" / "posterior.nc"))
+    assert dict(idata["posterior_predictive"].sizes)["draw"] == 40
+    assert np.isfinite(idata["log_likelihood"]["target"].values).all()
+    if task == "regression":
+        observed = idata["observed_data"]["target"].values
+        assert np.isin(np.rint(observed), np.rint(frame["price"])).all()
+    idata.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere.csv", "--target", "y"], "There is no file 'nowhere.csv'"),
+        (["--data", "nowhere.csv"], "--data needs --target"),
+        (["--target", "y"], "--target cannot be used without --data"),
+        (["--data", "x.csv", "--target", "y", "--num-components", "3"], "--num-components cannot"),
+        (["--data", "x.csv", "--target", "y", "--batch-size", "33"], "must be even; got 33"),
+        (["--data", "x.csv", "--target", "y", "--num-samples", "3"], "at least 8, got 3"),
+        (["--data", "x.csv", "--target", "y", "--preconditioner", "none"], "must be one of"),
+    ],
+)
+def test_bad_arguments_exit_with_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_defect_is_not_a_users_error(monkeypatch):
+    """A ValueError from inside is not passed off as one."""
+    from blackjax_smile import demo
+
+    def broken(*args):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(demo, "run", broken)
+    with pytest.raises(ValueError, match="a defect"):
+        main([])
+
+
+def test_help_covers_both_commands(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--data" in printed
+    assert "digits" in printed
