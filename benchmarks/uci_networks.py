@@ -7,9 +7,9 @@ MLP 16-16-16, normal likelihood with an unknown scale, N(0, 1) priors; rows perm
 by the seed, 70/10/20 training, validation and test, standardised by the training
 rows. All samplers start from the same trained networks (AdamW, early stopping) and
 take the same number of gradients of 256 rows per chain, of which the first two thirds
-(``--num-warmup``) are warmup: the chains are still on their way when half is done. For `smile` nothing is set by hand; the step size of sgld, sghmc and the naive
-SMILE (diagonal map, no refresh) is the best of a grid by the validation LPPD on the
-first seed.
+(``--num-warmup``) are warmup: the chains are still on their way when half is done. For
+`smile` nothing is set by hand; the step size of sgld, sghmc and the naive SMILE (diagonal
+map, no refresh) is the best of a grid by the validation LPPD on the first seed.
 
 NUTS runs on the first few of the starts, and is compared with the chains of `smile`
 from the same.

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             demo.run(options, values.output, values.resume)
         else:
             tabular_command.run(values.data, values.target, values.task, values.output, options)
-    except (UserInputError, ModuleNotFoundError) as error:
+    except (UserInputError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -1,7 +1,6 @@
 """Bayesian softmax regression on scikit-learn's digits: the demo's model, fit and report."""
 
 import dataclasses
-import importlib.util
 import pathlib
 import shutil
 import time
@@ -14,7 +13,7 @@ import numpy as np
 from blackjax.types import Array
 
 import blackjax_smile
-from blackjax_smile.arviz_export import import_arviz
+from blackjax_smile._extras import check_installed
 from blackjax_smile.errors import UserInputError
 
 __all__ = [
@@ -30,6 +29,16 @@ __all__ = [
 ]
 
 NUM_CLASSES = 10
+
+#: Modules that the demo needs beside the core's, and the packages they come in.
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "zarr": "zarr",
+    "orbax": "orbax-checkpoint",
+    "h5netcdf": "h5netcdf",
+    "h5py": "h5py",  # h5netcdf reads and writes through it, and does not install it
+}
 
 #: Deviation of the normal prior of every parameter.
 PRIOR_DEVIATION = 3.0
@@ -280,7 +289,7 @@ def _plot(draws: Array, of_label: Array, labels: Array, at_mode: Array, path: pa
 
 def run(options: Options, output: pathlib.Path, resume: bool = False) -> None:
     """Fit, print the results, write draws and a figure."""
-    check_extras()
+    check_installed(PACKAGES, "The demo")
     if options.batch_size < 2 or options.batch_size % 2:
         raise UserInputError(f"--batch-size must be even; got {options.batch_size}.")
     data = load_digits(options)
@@ -294,18 +303,3 @@ def run(options: Options, output: pathlib.Path, resume: bool = False) -> None:
     print(report(data, mode, fit, options))
     for path in save(data, mode, fit, output):
         print(f"wrote {path}")
-
-
-def check_extras() -> None:
-    """Raise with what to install if an optional package is missing."""
-    names = {"sklearn": "scikit-learn", "orbax": "orbax-checkpoint"}
-    modules = ("sklearn", "matplotlib", "zarr", "orbax")
-    missing = [names.get(m, m) for m in modules if not importlib.util.find_spec(m)]
-    # h5netcdf reads and writes through h5py, which it does not install itself.
-    if not importlib.util.find_spec("netCDF4"):
-        missing += [name for name in ("h5netcdf", "h5py") if not importlib.util.find_spec(name)]
-    if missing:
-        raise ModuleNotFoundError(
-            f"The demo needs {', '.join(missing)}: pip install 'blackjax-smile[demo]'."
-        )
-    import_arviz()

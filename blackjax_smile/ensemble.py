@@ -22,7 +22,7 @@ REASONS = (
     "sound",
     "the log-density or its gradient was not finite at the initial position",
     "the position or an adapted parameter is not finite",
-    "all steps of the last window were rejected",
+    "nearly all steps of the last window were rejected",
     "the position did not change",
     "the step size collapsed, compared with the other members",
 )
@@ -31,16 +31,16 @@ REASONS = (
 #: follows its target differs between modes by a small factor.
 COLLAPSED = 1e-3
 
+#: Above this share of rejected steps in the last window the chain is stuck.
+STUCK = 0.9
+
 
 class EnsembleAdaptation(NamedTuple):
     """Adapted chains; every leaf leads with the axis of the chains.
 
-    state
-        States of the chains.
-
-    Parameters
-    ----------
-        Of `blackjax_smile.smile`, one set per chain; equal ones if pooled.
+    state, parameters
+        States of the chains, and arguments of `blackjax_smile.smile`: one set per
+        chain, equal ones if pooled.
     info
         `SmileAdaptationInfo` of each chain.
     failed
@@ -135,7 +135,7 @@ def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Ar
     checks = [
         info.num_finite_probes == 0,
         ~finite,
-        info.windows.num_rejected[:, -1] >= fast_window,
+        info.windows.num_rejected[:, -1] >= STUCK * fast_window,
         ~changed,
     ]
     sound = ~jnp.any(jnp.stack(checks), axis=0)

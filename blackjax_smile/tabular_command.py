@@ -1,23 +1,23 @@
 """The command line on a user's own table: ``python -m blackjax_smile --data table.csv``."""
 
-import importlib.util
 import pathlib
 
 from blackjax_smile import tabular, tabular_fit, tabular_report
+from blackjax_smile._extras import check_installed
 from blackjax_smile.adaptation.setup import PRECONDITIONERS
 from blackjax_smile.errors import UserInputError
 
-__all__ = ["check_extras", "check_options", "run"]
+__all__ = ["check_options", "run"]
 
-
-def check_extras() -> None:
-    """Raise with what to install if an optional package is missing."""
-    needed = {"pandas": "pandas", "matplotlib": "matplotlib", "h5netcdf": "h5netcdf"}
-    missing = [name for module, name in needed.items() if not importlib.util.find_spec(module)]
-    if missing:
-        raise ModuleNotFoundError(
-            f"A table needs {', '.join(missing)}: pip install 'blackjax-smile[demo]'."
-        )
+#: Modules that a table needs beside the core's, and the packages they come in.
+PACKAGES = {
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
+    "zarr": "zarr",
+    "orbax": "orbax-checkpoint",
+    "h5netcdf": "h5netcdf",
+    "h5py": "h5py",
+}
 
 
 def check_options(options: tabular_fit.TabularOptions) -> None:
@@ -47,7 +47,7 @@ def run(
     options: tabular_fit.TabularOptions,
 ) -> None:
     """Fit the ensemble, print the table of results, write draws and a figure."""
-    check_extras()
+    check_installed(PACKAGES, "A table")
     check_options(options)
     table = tabular.prepare_table(tabular.read_table(data), target, task, options.seed)
     for note in table.notes:

@@ -46,8 +46,8 @@ def test_every_chain_samples_the_posterior(pooled):
     np.testing.assert_allclose(infos.deflection.mean(), 0.25, rtol=0.15)
 
 
-@pytest.mark.parametrize(("preconditioner", "ratio"), [("dense", 10.0), ("low_rank", 10.0)])
-def test_pooled_noise_is_that_of_all_chains(preconditioner, ratio):
+@pytest.mark.parametrize("preconditioner", ["dense", "low_rank", "kronecker"])
+def test_pooled_noise_is_that_of_all_chains(preconditioner):
     """Two minibatch laws, one chain each: the pooled map whitens their mean covariance.
 
     The noise is n ~ N(0, diag(1, v)) with v = 4 or 16, so the pooled variance of
@@ -83,12 +83,12 @@ def test_pooled_noise_is_that_of_all_chains(preconditioner, ratio):
         whitened = F.whiten(unit)
         return 1 / sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(whitened))
 
-    # Kronecker's floor, a tenth of the variance and of their mean, counts; by itself a chain
-    # would find 3.4 or 9.5, and 4 or 16 without the floor. 5 deviations of 5600 draws: 0.13.
-    np.testing.assert_allclose(variance(1) / variance(0), ratio, rtol=0.15)
+    # By itself a chain would find 4 or 16. 5 deviations of 5600 draws: 0.13; the rest is room
+    # for Kronecker's floor, which draws the two variances together by at most 2 % here.
+    np.testing.assert_allclose(variance(1) / variance(0), 10.0, rtol=0.15)
 
 
-@pytest.mark.parametrize("pooled", [True])
+@pytest.mark.parametrize("pooled", [False, True])
 def test_failed_members_are_reported_and_the_others_unharmed(pooled):
     """A chain that cannot start, and one whose log-density is finite at its start alone."""
 
@@ -104,7 +104,8 @@ def test_failed_members_are_reported_and_the_others_unharmed(pooled):
     )
     # Steps shrink until they round to nothing: rejected, or accepted without a move.
     assert adapted.reason[3] in (
-        REASONS.index("all steps of the last window were rejected"),
+        REASONS.index("the position or an adapted parameter is not finite"),
+        REASONS.index("nearly all steps of the last window were rejected"),
         REASONS.index("the position did not change"),
     )
     assert [line[:7] for line in adapted.describe_failures()] == ["chain 1", "chain 3"]

@@ -40,8 +40,11 @@ LAYERS = {
     "noise_diagnostics": {"_tree", "minibatch_gradient", "preconditioners"},
     "plots": {"gamma", "noise_diagnostics"},
     "arviz_export": {"_tree", "minibatch", "__version__"},
+    "_extras": set(),
     "running": {
         "_tree",
+        "_extras",
+        "errors",
         "minibatch",
         "preconditioners",
         "sgmcmc",

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from blackjax.types import ArrayTree
 
+from blackjax_smile._extras import require
 from blackjax_smile.running.devices import Placement
-from blackjax_smile.running.extras import require
 
 __all__ = ["Checkpoints"]
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from blackjax.types import ArrayTree
 
+from blackjax_smile.errors import UserInputError
 from blackjax_smile.running.checkpoint import Checkpoints
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import Chains
@@ -180,7 +181,7 @@ class Journal:
 
         found = self._newest(steps, load, or_none=True) or start
         if found.num_draws > num_samples:
-            raise ValueError(
+            raise UserInputError(
                 f"The run holds {found.num_draws} draws of each chain already, more than "
                 f"num_samples={num_samples}. Ask for at least as many, or choose new paths."
             )
@@ -195,7 +196,7 @@ class Journal:
                 bad[step] = "its record cannot be read"
                 continue
             if changed := differences(record["run"], self.description):
-                raise ValueError(
+                raise UserInputError(
                     f"The checkpoint in {self.folder} is of another run:\n  "
                     + "\n  ".join(changed)
                     + "\nPass what it was started with, or choose new paths for store and "
@@ -212,7 +213,7 @@ class Journal:
                 break
         if found is None and bad and not or_none:
             reasons = "; ".join(f"{step}: {reason}" for step, reason in bad.items())
-            raise ValueError(
+            raise UserInputError(
                 f"None of the checkpoints in {self.folder} can be used ({reasons}). Remove the "
                 "folder and the store to start anew."
             )
@@ -227,7 +228,7 @@ class Journal:
 
     def _check_store(self, draws: DrawStore) -> None:
         if draws.run_id != run_id(self.description):
-            raise ValueError(
+            raise UserInputError(
                 f"The checkpoint in {self.folder} belongs to draws that are not in {draws.path}. "
                 "Pass the store that the run was started with, or a new path for both."
             )
@@ -244,7 +245,7 @@ class Journal:
         elif draws.run_id in (None, name):
             draws.create(name, dims, coords)
         else:
-            raise ValueError(
+            raise UserInputError(
                 f"{draws.path} is not empty, and what is there is not of this run (or its "
                 "checkpoints are gone). Choose a new path, or remove it."
             )

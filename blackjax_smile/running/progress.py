@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from blackjax_smile.running.extras import require
+from blackjax_smile._extras import require
 
 __all__ = ["Pace", "Progress", "RunningRhat"]
 

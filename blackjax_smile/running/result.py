@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from blackjax.types import ArrayTree
 
+from blackjax_smile._extras import require
 from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
-from blackjax_smile.running.extras import require
 
 __all__ = ["SampleResult"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from blackjax_smile._extras import require
 from blackjax_smile.running.devices import Placement
-from blackjax_smile.running.extras import require
 
 __all__ = ["DrawStore", "Rows", "import_zarr"]
 
