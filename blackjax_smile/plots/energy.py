@@ -1,8 +1,4 @@
-"""Plots of what the library returns: the gradient noise, the law of the energy errors.
-
-Needs matplotlib (an optional extra). Each function draws on given axes, or on new
-ones, and returns them; lines differ in style as well as in colour.
-"""
+"""The law of the energy errors, with its Gamma law and the thresholds."""
 
 from typing import Any
 
@@ -10,62 +6,13 @@ import jax
 import numpy as np
 
 from blackjax_smile.gamma import gamma_quantile, match_gamma
-from blackjax_smile.noise_diagnostics import GradientNoise
+from blackjax_smile.plots.figure import new_axes
 
-__all__ = ["plot_energy_error", "plot_noise_spectrum"]
+__all__ = ["plot_energy_error"]
 
 #: Probabilities of the paper's thresholds: the step grows below the first, shrinks
 #: above the second, is rejected above the third.
 PROBABILITIES = (0.1 / 3, 1 - 0.2 / 3, 0.98)
-
-
-def plot_noise_spectrum(noise: GradientNoise, ax: Any = None) -> Any:
-    """Draw the spectrum of the gradient noise before and after its whitening.
-
-    Each spectrum is divided by its mean: white noise of any strength is a line at 1, up
-    to the spread (grey) that a finite number of draws gives to white noise.
-
-    Parameters
-    ----------
-    noise
-        What `blackjax_smile.gradient_noise` returns.
-    ax
-        Matplotlib axes; None: new ones.
-
-    Returns
-    -------
-    The axes.
-
-    Raises
-    ------
-    ImportError
-        Without matplotlib.
-    """
-    ax = _axes(ax)
-    num_draws = int(noise.num_draws)
-    rank = np.zeros(0, int)
-    for summary, label, style in (
-        (noise.raw, "before", {"color": "0.55", "marker": "s", "ls": "--"}),
-        (noise.whitened, "after whitening", {"color": "black", "marker": "o", "ls": "-"}),
-    ):
-        eigenvalues = np.asarray(summary.eigenvalues, np.float64)[::-1]
-        rank = np.arange(1, len(eigenvalues) + 1)
-        label = f"{label} (anisotropy {float(summary.anisotropy):.2g})"
-        # Rounding may leave an eigenvalue of an all-zero direction below zero.
-        positive = np.where(eigenvalues > 0, eigenvalues / eigenvalues.mean(), np.nan)
-        ax.plot(rank, positive, label=label, ms=4, lw=1.2, **style)
-    ratio = len(rank) / num_draws
-    if ratio < 1:
-        edges = (1 - np.sqrt(ratio)) ** 2, (1 + np.sqrt(ratio)) ** 2
-        ax.axhspan(*edges, color="0.85", zorder=0, lw=0, label="white noise, as many draws")
-    ax.set_yscale("log")
-    ax.set_xlabel("eigenvalue, by rank")
-    ax.set_ylabel("noise variance / mean")
-    kurtosis = float(noise.raw.excess_kurtosis)
-    share = float(noise.whitened.noise_share)
-    ax.set_title(f"noise share {share:.0%}, excess kurtosis {kurtosis:.2g}", fontsize="medium")
-    ax.legend(frameon=False, fontsize="small")
-    return ax
 
 
 def plot_energy_error(infos: Any, ax: Any = None, bins: int = 60) -> Any:
@@ -93,8 +40,18 @@ def plot_energy_error(infos: Any, ax: Any = None, bins: int = 60) -> Any:
         Without matplotlib.
     ValueError
         If no energy change is finite, or all are equal.
+
+    Examples
+    --------
+    >>> import blackjax, jax, jax.numpy as jnp, blackjax_smile
+    >>> from blackjax_smile.plots import plot_energy_error
+    >>> algorithm = blackjax_smile.smile(lambda x: -0.5 * x @ x, L=3.0, step_size=0.5)
+    >>> _, (_, infos) = blackjax.util.run_inference_algorithm(
+    ...     jax.random.key(0), algorithm, num_steps=500, initial_position=jnp.zeros(3))
+    >>> plot_energy_error(infos).get_xlabel()
+    'absolute energy change of a step (nats)'
     """
-    ax = _axes(ax)
+    ax = new_axes() if ax is None else ax
     errors = np.abs(np.asarray(infos.energy_change, np.float64)).ravel()
     errors = errors[np.isfinite(errors)]
     if errors.size == 0 or errors.std() == 0:
@@ -127,15 +84,3 @@ def plot_energy_error(infos: Any, ax: Any = None, bins: int = 60) -> Any:
 def _gamma_density(x: np.ndarray, shape: float, scale: float) -> np.ndarray:
     log_density = jax.scipy.stats.gamma.logpdf(x, shape, scale=scale)
     return np.exp(np.asarray(log_density))
-
-
-def _axes(ax: Any) -> Any:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib: pip install matplotlib, or blackjax-smile[plots]."
-        ) from error
-    return plt.subplots(layout="constrained")[1]
