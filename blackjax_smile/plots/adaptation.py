@@ -44,7 +44,8 @@ def plot_adaptation(
     next it may jump, for the preconditioner changes and with it the unit of length);
     the deflection comes to its target and stays there while sampling (far above it, the
     chain is still on its way, the gradient along the momentum: lengthen the warmup);
-    rejections are few, and stop after the first windows.
+    rejections are few. The warmup rejects what is not finite; steps beyond the energy
+    threshold are rejected in sampling only, for it is set at the warmup's end.
 
     Parameters
     ----------
@@ -155,12 +156,15 @@ def _draw_step_size(ax: Any, info: Any, warmup: _Phase, stop: int) -> None:
     label = "median" if len(y) > 1 else "step size"
     ax.plot(x, np.nanmedian(y, axis=0), color="black", lw=1.2, label=label)
     ax.set_yscale("log")
+    # The first steps double from next to nothing, and would take most of the axis.
+    ax.set_ylim(np.nanquantile(y, 0.01) / 1.5, 1.5 * np.nanmax(y))
     ax.set_ylabel("step size\n(whitened coordinates)")
     if len(y) > 1:
         ax.legend(frameon=False, fontsize="small")
 
 
 def _draw_deflection(ax: Any, phases: list[_Phase], target: float) -> None:
+    lowest, highest = target, target
     for phase in phases:
         rows = []
         for block, middle, _ in _blocks(phase):
@@ -176,8 +180,10 @@ def _draw_deflection(ax: Any, phases: list[_Phase], target: float) -> None:
         labels = ("5 to 95 %", "geometric mean") if is_first else (None, None)
         ax.fill_between(x, low, high, color="0.85", lw=0, label=labels[0])
         ax.plot(x, mean, color="black", lw=1.2, label=labels[1])
+        lowest, highest = min(lowest, mean.min()), max(highest, high.max())
     ax.axhline(target, color="0.4", ls="--", lw=1, label=f"target, {target:.3g}")
     ax.set_yscale("log")
+    ax.set_ylim(lowest / 3, 1.5 * highest)
     ax.set_ylabel("deflection (radians)")
     ax.legend(frameon=False, fontsize="small", ncols=3)
 
