@@ -61,6 +61,8 @@ nb_merge_streams = True
 
 html_theme = "sphinx_book_theme"
 html_title = "blackjax_smile"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "show_navbar_depth": 1,
     "show_toc_level": 2,
