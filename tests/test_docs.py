@@ -62,7 +62,7 @@ def quick_compilation():
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
 @pytest.mark.usefixtures("quick_compilation")
-def test_python_blocks_run(page, monkeypatch, tmp_path):
+def test_python_blocks_run(page, monkeypatch, tmp_path, compilation_cache):
     """In order, in one namespace, as a reader copies them; warnings are errors."""
     monkeypatch.chdir(tmp_path)
     arviz_export.import_arviz()  # ArviZ 0.23 announces ArviZ 1 on its first import
