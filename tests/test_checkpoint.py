@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import blackjax_smile
+from blackjax_smile.running import fingerprint
 from long_runs import (
     NUM_GRADIENTS,
     PROBLEM,
@@ -174,6 +175,18 @@ def test_grain(tmp_path):
 def test_another_run_is_refused_with_what_differs(stopped, options, what):
     with pytest.raises(ValueError, match=f"(?s)is of another run.*{what}"):
         sample(stopped, **options)
+
+
+def test_a_terminal_does_not_make_another_run(monkeypatch):
+    """On a terminal, and in notebooks, JAX prints programs in colour."""
+
+    def program():
+        return fingerprint._program(lambda x: 2 * x, jnp.ones(3))
+
+    plain = program()
+    monkeypatch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", True)
+    assert "\x1b" in str(jax.make_jaxpr(lambda x: 2 * x)(jnp.ones(3)).jaxpr)
+    assert program() == plain
 
 
 def test_another_version_is_refused(stopped, monkeypatch):

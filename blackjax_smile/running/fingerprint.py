@@ -74,8 +74,8 @@ def _shapes(tree: ArrayTree) -> str:
 def _program(function: Callable, *arguments: Any) -> str:
     """Return a digest of what a function computes, its constants included."""
     traced = jax.make_jaxpr(function)(*arguments)
-    # Names of functions inside are printed with where they lie in memory.
-    text = re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr))
+    # In colour on a terminal, unless told; and functions inside with where they lie in memory.
+    text = re.sub(r"0x[0-9a-f]+", "", traced.jaxpr.pretty_print(use_color=False))
     return _digest(traced.consts, text.encode())
 
 
