@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import blackjax
 import jax
@@ -150,6 +151,17 @@ class TestSources:
         indices = np.concatenate([sampler.indices(i).reshape(-1) for i in range(10_000)])
         counts = np.bincount(indices, minlength=4000)
         assert np.sum((counts - 100.0) ** 2 / 100) < 4550
+
+    def test_rows_of_some_columns_do_not_take_the_whole_file(self, tmp_path):
+        table = np.memmap(tmp_path / "table.bin", np.float32, "w+", shape=(100_000, 9))
+        sampler = RowSampler((table[:, :8], table[:, 8]), 10, np.zeros(2, np.uint32), (), slice(0))
+        tracemalloc.start()
+        (X, y), _ = sampler.read(0, 4)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert X.shape == (4, 10, 8)
+        assert y.shape == (4, 10)
+        assert peak < 100_000  # bytes, of a file of 3.6e6
 
 
 def test_collect_dtype_and_tree():
