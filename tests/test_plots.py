@@ -135,7 +135,7 @@ def test_adaptation_of_an_ensemble_and_its_sampling():
         f"warmup: {in_warmup.sum()} of 1350 steps rejected; "
         f"sampling: {in_sampling.sum()} of 1200 steps rejected"
     )
-    ends = 50 + np.cumsum([0, *(int(w[0]) for w in adapted.info.schedule.slow_windows)])
+    ends = 50 + np.cumsum([0, *adapted.info.schedule.slow_windows])
     assert borders(axes[0]) == [*ends, 500]
     assert "radians" in axes[1].get_ylabel()
 

@@ -1,6 +1,8 @@
 """The schedule of the warmup: probes, slow windows of doubling length, a fast one."""
 
-from typing import NamedTuple
+import dataclasses
+
+import jax
 
 __all__ = ["MIN_NUM_STEPS", "Schedule", "build_schedule"]
 
@@ -17,8 +19,10 @@ MIN_FAST_WINDOW = 50
 MAX_PROBES = 200
 
 
-class Schedule(NamedTuple):
-    """Numbers of gradients, which sum to ``num_steps``.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Numbers of gradients, which sum to ``num_steps``; plain numbers under `jax.vmap`, too.
 
     num_probes
         Gradients at the initial position.

@@ -105,10 +105,7 @@ def plot_adaptation(
             "plot_adaptation needs the info of a warmup with minibatches, which holds `steps`; "
             f"got {type(info).__name__}."
         )
-    # What went through `jax.vmap` has the schedule once per chain.
-    num_probes, slow, fast = info.schedule
-    windows = [int(np.ravel(length)[0]) for length in (*slow, fast)]
-    borders = int(np.ravel(num_probes)[0]) + np.cumsum([0, *windows])
+    borders = info.schedule.num_probes + np.cumsum([0, *info.schedule.windows])
     warmup = _phase(info.steps.deflection, info.steps.is_divergent, int(borders[0]), 1)
     sampling = None
     if infos is not None:

@@ -73,7 +73,9 @@ def plot_reliability(
         for centre, rows in zip(centres[seen], n, strict=True):
             text = {"ha": "center", "va": "center", "fontsize": "x-small"}
             ax.text(centre, height, f"{rows:.0f}", color=style["color"], **text)
-        ax.text(0.01, height, label or "rows", color=style["color"], va="center", fontsize="x-small")
+        ax.text(
+            0.01, height, label or "rows", color=style["color"], va="center", fontsize="x-small"
+        )
     ax.axhline(0, color="black", lw=0.8)
     ax.set_xlim(0, 1.02)
     ax.set_ylim(-LINE_HEIGHT * (len(many) + 0.4), 1.03)
