@@ -411,15 +411,22 @@ class TestParts:
         [
             (10.0, 100.0, 0.0, 1 / 0.09),  # weak white noise: the posterior's own length
             (100.0, 10.0, 0.0, np.inf),  # strong white noise refreshes the momentum itself
-            (10.0, 20.0, 2.0, 2.5),  # 20 / (4 * 2)
-            (10.0, 20.0, 1e6, 0.4),  # never below four steps
+            (100.0, 20.0, 0.2, 25.0),  # 20 / (4 * 0.2): it outweighs the anisotropy
+            (100.0, 20.0, 2.0, 20 / 1.5),  # at most 1.5 times as much as the noise turns
+            (0.1, 20.0, 2.0, 0.4),  # never below four steps
             (np.nan, 20.0, np.nan, np.inf),  # nothing known
-            (0.0, 20.0, 1.0, 5.0),  # a chain that did not move says nothing
+            (0.0, 20.0, 0.25, 20.0),  # a chain that did not move says nothing
         ],
     )
     def test_length(self, natural, noise, anisotropy, expected):
         args = map(jnp.asarray, (natural, noise, anisotropy, 0.1))
         np.testing.assert_allclose(refresh_length.choose_length(*args), expected, rtol=1e-6)
+
+    def test_length_while_searching(self):
+        """Less of a refresh makes a faster chain: the noise turns it within 2.5 of its lengths."""
+        args = map(jnp.asarray, (100.0, 20.0, 2.0, 0.1))
+        L = refresh_length.choose_length(*args, refresh_length.MAX_SEARCHING_REFRESH)
+        np.testing.assert_allclose(L, 50.0, rtol=1e-6)
 
 
 def test_blackjax_tuner_is_untouched():

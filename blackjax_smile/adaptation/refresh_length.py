@@ -22,8 +22,16 @@ __all__ = [
     "update_path",
 ]
 
-#: The refresh outweighs the anisotropic part of the gradient noise this many times.
+#: The refresh outweighs the anisotropic part of the gradient noise this many times,
 DOMINANCE = 4.0
+
+#: but turns the momentum at most this many times as fast as the noise does by itself. A
+#: chain is slower by one plus that, and on a network that has far to go a remaining bias
+#: costs less than a chain that does not arrive (`benchmarks/README.md`).
+MAX_REFRESH = 1.5
+
+#: The same while the warmup is still looking for the posterior.
+MAX_SEARCHING_REFRESH = 0.4
 
 #: A length below this many steps would make the dynamics a random walk.
 MIN_STEPS = 4.0
@@ -75,19 +83,26 @@ def noise_length(step_size: Array, noise_variance: Array, dimension: int) -> Arr
     return 2 * (dimension - 1) / (step_size * noise_variance)
 
 
-def choose_length(natural: Array, noise: Array, anisotropy: Array, step_size: Array) -> Array:
+def choose_length(
+    natural: Array,
+    noise: Array,
+    anisotropy: Array,
+    step_size: Array,
+    most: float = MAX_REFRESH,
+) -> Array:
     r"""Return the refresh length, at least a few steps.
 
     .. math::
 
         \frac{1}{L} = \max\left(\frac{1}{L_{nat}} - \frac{1}{L_{eff}},
-            \frac{4 a}{L_{eff}}\right) .
+            \frac{\min(4 a, \rho)}{L_{eff}}\right) .
 
     The refresh supplies what the gradient noise lacks to turn the momentum once
-    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a`. Where
-    the noise is white and strong neither needs a refresh, which would only slow
-    the chain: :math:`L = \infty`. A length that is not known (NaN) asks for none.
+    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a`, within
+    :math:`\rho` = ``most``. Where the noise is white and strong neither needs a
+    refresh, which would only slow the chain: :math:`L = \infty`. A length that is not
+    known (NaN) asks for none.
     """
-    rates = jnp.stack([1 / natural - 1 / noise, DOMINANCE * anisotropy / noise])
+    rates = jnp.stack([1 / natural - 1 / noise, jnp.minimum(DOMINANCE * anisotropy, most) / noise])
     rate = jnp.max(jnp.where(jnp.isfinite(rates) & (rates > 0), rates, 0))
     return jnp.maximum(1 / rate, MIN_STEPS * step_size)

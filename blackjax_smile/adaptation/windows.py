@@ -189,6 +189,9 @@ class WindowedAdaptation(NamedTuple):
         natural = self.pool.median(natural)
         noise = refresh_length.noise_length(epsilon, mean_variance, d)
         L = refresh_length.choose_length(natural, noise, excess, epsilon)
+        searching_L = refresh_length.choose_length(
+            natural, noise, excess, epsilon, refresh_length.MAX_SEARCHING_REFRESH
+        )
         info = WindowInfo(
             step_size=epsilon,
             L=L,
@@ -216,7 +219,7 @@ class WindowedAdaptation(NamedTuple):
                 preconditioner=preconditioner,
                 step_size=tuned,
                 natural_steps=natural / epsilon,
-                L_steps=L / epsilon,
+                L_steps=searching_L / epsilon,
                 grad=state.grad,
                 window=self._init_window(momentum, preconditioner),
             )
