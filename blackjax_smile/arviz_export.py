@@ -68,7 +68,10 @@ def to_arviz(
     infos
         History of the infos, with one number per draw (see ``info_transform`` of
         `blackjax.util.thin_algorithm`). The fields known to ArviZ's schema are
-        taken; gradients and other trees of the model's size are not.
+        taken; gradients and other trees of the model's size are not. Where
+        ``is_divergent`` counts the rejected steps of a draw, as `sample_ensemble`'s
+        does, the count becomes ``num_rejected``, and ``diverging`` whether it is
+        above 0.
     chain_axis
         Whether the leaves lead with ``(chain, draw)``. None: told from a field
         with one number per step, such as ``logdensity``.
@@ -168,6 +171,10 @@ def _statistics(infos: Any, state: Any) -> dict[str, np.ndarray]:
             value = getattr(state, field, None)
         if value is not None and jax.tree_util.all_leaves([value]):
             found[name] = _to_numpy(value)
+    if "diverging" in found and found["diverging"].dtype != bool:
+        # A thinned chain's draw counts the rejections of its steps.
+        found["num_rejected"] = found["diverging"]
+        found["diverging"] = found["num_rejected"] > 0
     return found
 
 

@@ -124,8 +124,9 @@ def adapt_ensemble(
 def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Array:
     """Return the index of the first of the `REASONS` that holds of each chain."""
     step_size = parameters["step_size"]
-    numbers = (state.position, parameters["inverse_mass_matrix"], parameters["L"], step_size)
-    finite = jax.vmap(_tree.all_finite)(numbers)
+    numbers = (state.position, parameters["inverse_mass_matrix"], step_size)
+    # L = inf is sound: white, strong noise needs no refresh.
+    finite = jax.vmap(_tree.all_finite)(numbers) & ~jnp.isnan(parameters["L"])
     changed = jax.vmap(
         lambda a, b: jnp.any(
             jnp.stack([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])

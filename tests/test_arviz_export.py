@@ -113,6 +113,15 @@ def test_statistics_equal_the_infos(history):
     assert "minibatch" in stats["lp"].attrs["comment"]
 
 
+def test_counts_of_rejected_steps_are_flags_and_counts(history):
+    states, infos = history
+    counts = jnp.zeros(infos.is_divergent.shape, jnp.int32).at[0, 3].set(2)
+    stats = to_arviz(states, infos._replace(is_divergent=counts))["sample_stats"]
+    np.testing.assert_array_equal(stats["num_rejected"].values, counts)
+    assert stats["diverging"].dtype == bool
+    np.testing.assert_array_equal(stats["diverging"].values, np.asarray(counts) > 0)
+
+
 def test_an_infinite_energy_error_is_kept(history):
     states, infos = history
     infos = infos._replace(energy_change=infos.energy_change.at[0, 3].set(jnp.inf))

@@ -134,13 +134,14 @@ def test_a_failed_chain_changes_nothing_for_the_others():
 
 
 def test_a_collapsed_step_size_is_a_failure():
-    """A warmup that leaves one member with a step size 1e5 times smaller than the others'."""
+    """One member's step size is 1e5 times smaller; L = inf, no refresh, is no failure."""
     real = warmup(preconditioner="diagonal")
 
     def run(rng_key, position, num_steps):
         (state, parameters), info = real.run(rng_key, position, num_steps)
         share = jnp.where(position[0] > MODEL.mode[0] + 1, 1e-5, 1.0)
-        return (state, {**parameters, "step_size": share * parameters["step_size"]}), info
+        changed = {"step_size": share * parameters["step_size"], "L": jnp.full_like(share, jnp.inf)}
+        return (state, {**parameters, **changed}), info
 
     positions = starts(4).at[1, 0].add(3.0)
     adapted = adapt_ensemble(jax.random.key(0), AdaptationAlgorithm(run), positions, 300)

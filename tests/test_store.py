@@ -43,6 +43,11 @@ def test_the_store_holds_what_memory_would(tmp_path, in_memory):
     np.testing.assert_array_equal(data.sample_stats["lp"], expected.sample_stats["lp"])
     assert data.posterior.attrs["inference_library"] == "blackjax_smile"
     assert "estimate" in data.sample_stats["lp"].attrs["comment"]
+    groups = {"log_likelihood": {"y": np.ones((*data.posterior["x"].shape[:2], 7))}}
+    for run in (result, in_memory):
+        data_with = run.to_arviz(**groups)
+        assert data_with.log_likelihood["y"].shape[2] == 7
+        np.testing.assert_array_equal(data_with.posterior["x"], data.posterior["x"])
     with jax.numpy_rank_promotion("allow"):
         ess = [np.asarray(import_arviz().ess(run)["x"]) for run in (data, expected)]
     assert np.all(np.isfinite(ess[0]))

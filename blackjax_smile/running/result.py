@@ -58,21 +58,28 @@ class SampleResult(NamedTuple):
         leaves = [np.asarray(array[...]) for array in self.draws.values()]
         return jax.tree.unflatten(self.treedef, leaves)
 
-    def to_arviz(self) -> Any:
+    def to_arviz(self, **groups: Any) -> Any:
         """Return the draws for ArviZ: ``InferenceData`` on 0.x, ``DataTree`` on 1.x.
 
         With a store nothing is read before it is needed.
+
+        Parameters
+        ----------
+        groups
+            ``log_likelihood``, ``posterior_predictive``, ``observed_data`` and
+            ``attrs`` of `blackjax_smile.to_arviz`. With any of them, all draws are read.
         """
         from blackjax_smile.arviz_export import STATISTICS, import_arviz, to_arviz
 
-        if self.store is None:
-            fields = {STATISTICS[name]: array for name, array in self.statistics.items()}
+        if self.store is None or groups:
+            fields = {STATISTICS[name]: array[...] for name, array in self.statistics.items()}
             return to_arviz(
-                dict(self.draws),
+                {name: array[...] for name, array in self.draws.items()},
                 types.SimpleNamespace(**fields),
                 chain_axis=True,
                 dims=self.dims,
                 coords=self.coords,
+                **groups,
             )
         xarray = require("xarray", "to_arviz() of a store")
         tree = xarray.open_datatree(self.store, engine="zarr", chunks=None)
