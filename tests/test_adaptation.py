@@ -34,6 +34,7 @@ def adapt(problem=PROBLEM, position=None, num_steps=600, batch_size=100, seed=0,
     return warmup.run(jax.random.key(seed), position, num_steps=num_steps)
 
 
+@pytest.mark.numerics
 class TestPosterior:
     """Nothing set by hand, against the exact posterior.
 

@@ -10,6 +10,8 @@ from blackjax.util import run_inference_algorithm
 import blackjax_smile
 from helpers import LinearRegression, sample
 
+pytestmark = pytest.mark.numerics
+
 PROBLEM = LinearRegression(d=10, spread=30.0)
 NUM_GRADIENTS = 22_000
 

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.numerics
+
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 

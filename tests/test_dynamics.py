@@ -12,6 +12,8 @@ from blackjax_smile._tree import random_signs
 from blackjax_smile.preconditioners import as_preconditioner
 from blackjax_smile.sgmcmc import dynamics
 
+pytestmark = pytest.mark.numerics
+
 DIMENSION = 7
 
 

@@ -13,6 +13,8 @@ from blackjax_smile.sgmcmc.energy_tuner import (
 )
 from blackjax_smile.sgmcmc.running_moments import init_running_moments, update_running_moments
 
+pytestmark = pytest.mark.numerics
+
 A, STRENGTH, RESET = 0.1, 0.02, 0.98
 
 

@@ -8,6 +8,8 @@ import pytest
 import blackjax_smile
 from helpers import LinearRegression, assert_moments, sample
 
+pytestmark = pytest.mark.numerics
+
 PROBLEM = LinearRegression()
 
 

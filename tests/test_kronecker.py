@@ -12,6 +12,8 @@ from blackjax_smile.preconditioners.kronecker_side import INITIAL_FLOOR
 from blackjax_smile.preconditioners.matrix_layout import matrix_layout
 from helpers import LinearRegression, assert_moments, sample
 
+pytestmark = pytest.mark.numerics
+
 ROWS, COLUMNS = 7, 4
 
 

@@ -9,6 +9,8 @@ from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 from blackjax_smile.preconditioners import as_preconditioner, low_rank_estimator
 from blackjax_smile.preconditioners.metric import as_metric
 
+pytestmark = pytest.mark.numerics
+
 D, STRONG = 40, 3
 
 

@@ -13,6 +13,8 @@ from blackjax_smile.minibatch_gradient import (
 )
 from helpers import LinearRegression
 
+pytestmark = pytest.mark.numerics
+
 PROBLEM = LinearRegression()
 
 

@@ -6,6 +6,8 @@ import pytest
 import blackjax_smile
 from helpers import LinearRegression
 
+pytestmark = pytest.mark.numerics
+
 SCALES = jnp.asarray([0.1, 1.0, 10.0])
 N = 4000
 

@@ -14,6 +14,8 @@ import blackjax_smile
 from blackjax_smile import online_smile
 from helpers import POSITIONS, LinearRegression, assert_moments, gaussian, run
 
+pytestmark = pytest.mark.numerics
+
 NAIVE = {"adaption_prob": 0.0, "reset_prob": 1.0}
 VARIANTS = {
     "SMILE-naive": {"preconditioning": False, **NAIVE},

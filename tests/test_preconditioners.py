@@ -20,6 +20,8 @@ from blackjax_smile.preconditioners.diagonal import FLOOR, noise_floor
 from blackjax_smile.preconditioners.metric import as_metric
 from helpers import ESTIMATORS, POSITIONS
 
+pytestmark = pytest.mark.numerics
+
 D = 6
 POSITION = POSITIONS["nested"](jnp.float32)
 

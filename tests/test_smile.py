@@ -15,6 +15,8 @@ from blackjax_smile import smile
 from helpers import POSITIONS, LinearRegression, assert_moments, gaussian, run
 from test_preconditioners import ALL, GIVEN, make
 
+pytestmark = pytest.mark.numerics
+
 COVARIANCE = np.array([[1.0, 0.9, 0.0], [0.9, 2.0, 0.3], [0.0, 0.3, 0.5]])
 INTEGRATORS = [None, integrators.isokinetic_mclachlan, integrators.isokinetic_omelyan]
 
