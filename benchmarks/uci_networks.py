@@ -42,8 +42,8 @@ GRIDS = {
         "bikesharing": (1e-7, 3e-7, 1e-6, 3e-6, 1e-5),
     },
     "sghmc": {
-        "airfoil": (1e-7, 3e-7, 1e-6, 3e-6, 1e-5),
-        "bikesharing": (1e-8, 3e-8, 1e-7, 3e-7, 1e-6),
+        "airfoil": (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+        "bikesharing": (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
     },
     "naive": {"airfoil": (0.1, 0.3, 1.0, 3.0), "bikesharing": (0.1, 0.3, 1.0, 3.0)},
 }
@@ -60,7 +60,6 @@ SENSITIVITY = {
 
 
 def run_method(problem, method: str, num_warmup: int, args, step_size=None, **options):
-    num_warmup = options.pop("num_warmup", num_warmup)
     if method == "ensemble":
         return samplers.ensemble(problem)
     if method in ("smile", "diagonal", "dense"):
@@ -94,7 +93,7 @@ class Runs:
         data = uci_data.load(table, seed, args.data)
         num_chains = args.chains or CHAINS[table]
         starts = uci_model.warm_starts(jax.random.key(seed), data, num_chains)
-        num_warmup = options.get("num_warmup", args.num_warmup)
+        num_warmup = options.pop("num_warmup", args.num_warmup)
         # A longer warmup does not shorten the run.
         num_gradients = args.num_gradients - args.num_warmup + num_warmup
         if method == "nuts":
