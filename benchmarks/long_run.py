@@ -2,7 +2,7 @@
 
     python benchmarks/long_run.py draws  --data FOLDER     # 1e6 draws kept, thinning 10
     python benchmarks/long_run.py file   --data FOLDER     # rows of an 8 GB file
-    python benchmarks/long_run.py bar
+    python benchmarks/long_run.py bar    --data FOLDER
 
 draws   A softmax regression of 650 parameters, one chain, all draws to a store in FOLDER
         (2.6 GB, removed afterwards). Anonymous resident memory (/proc) is read every half

@@ -43,7 +43,7 @@ GRIDS = {
     },
     "sghmc": {
         "airfoil": (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-        "bikesharing": (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
+        "bikesharing": (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
     },
     "naive": {"airfoil": (0.1, 0.3, 1.0, 3.0), "bikesharing": (0.1, 0.3, 1.0, 3.0)},
 }
