@@ -60,13 +60,15 @@ def settings():
         )
 
 
-def thinned(step, state, rng_key, thinning: int, look_at):
-    """Run ``step(key, state) -> (state, rejected)``; return the last state and what is seen."""
+def thinned(bound, state, rng_key, thinning: int, look_at):
+    """Run an algorithm with its minibatches; return the last state and what is seen."""
+
+    def step(state, key):
+        state, info = bound.step(key, state)
+        return state, info.is_divergent
 
     def draw(state, key):
-        state, rejected = jax.lax.scan(
-            lambda state, key: step(key, state), state, jax.random.split(key, thinning)
-        )
+        state, rejected = jax.lax.scan(step, state, jax.random.split(key, thinning))
         return state, (look_at(state.position), jnp.mean(rejected))
 
     return jax.lax.scan(draw, state, jax.random.split(rng_key, NUM_DRAWS))
@@ -78,14 +80,10 @@ def online_chain(rng_key, start, step_size, problem, options):
     algorithm = blackjax_smile.online_smile(logdensity_fn, step_size, L=L_PAPER, **options)
     bound = blackjax_smile.with_minibatches(algorithm, minibatch_fn)
 
-    def step(key, state):
-        state, info = bound.step(key, state)
-        return state, info.is_divergent
-
     init_key, run_key = jax.random.split(rng_key)
     state = algorithm.init(start, init_key)
     thinning = num_gradients // (2 * NUM_DRAWS)
-    state, (seen, rejected) = thinned(step, state, run_key, thinning, look_at)
+    state, (seen, rejected) = thinned(bound, state, run_key, thinning, look_at)
     return seen, rejected, state.tuner.step_size / step_size
 
 
@@ -102,12 +100,8 @@ def smile_chain(rng_key, start, problem, preconditioner):
         blackjax_smile.smile(logdensity_fn, **parameters), minibatch_fn
     )
 
-    def step(key, state):
-        state, info = bound.step(key, state)
-        return state, info.is_divergent
-
     thinning = (num_gradients - num_warmup) // NUM_DRAWS
-    _, (seen, rejected) = thinned(step, state, run_key, thinning, look_at)
+    _, (seen, rejected) = thinned(bound, state, run_key, thinning, look_at)
     return seen, rejected, jnp.ones(())
 
 
