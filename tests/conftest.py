@@ -2,7 +2,9 @@ import os
 import tempfile
 
 # Before JAX starts: several virtual devices, so that sharding is exercised on a CPU.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] = flags.strip()
 
 # Most of the time goes into compiling, and a third of that is done again: a folder of compiled
 # programs for each worker of pytest-xdist (JAX does not write them atomically). The workers

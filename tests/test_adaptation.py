@@ -22,6 +22,8 @@ from blackjax_smile.preconditioners import (
 )
 from helpers import LinearRegression, assert_moments, gaussian, run, sample
 
+pytestmark = pytest.mark.numerics
+
 PROBLEM = LinearRegression()
 MEAN, COVARIANCE = PROBLEM.posterior
 
@@ -34,7 +36,6 @@ def adapt(problem=PROBLEM, position=None, num_steps=600, batch_size=100, seed=0,
     return warmup.run(jax.random.key(seed), position, num_steps=num_steps)
 
 
-@pytest.mark.numerics
 class TestPosterior:
     """Nothing set by hand, against the exact posterior.
 

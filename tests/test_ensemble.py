@@ -11,6 +11,8 @@ from blackjax_smile import adapt_ensemble, drop_failed, sample_ensemble
 from blackjax_smile.ensemble import REASONS
 from helpers import LinearRegression, assert_moments
 
+pytestmark = pytest.mark.numerics
+
 MODEL = LinearRegression(d=4, data_size=2000, spread=5.0)
 MINIBATCH_FN = MODEL.minibatch_fn(100)
 LOGDENSITY_FN = MODEL.logdensity_fn

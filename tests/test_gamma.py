@@ -10,6 +10,8 @@ from scipy import stats
 
 from blackjax_smile.gamma import gamma_quantile, match_gamma, wilson_hilferty
 
+pytestmark = pytest.mark.numerics
+
 #: Upper ends of the ranges of probabilities, and the largest relative error that is
 #: allowed in them for shapes from the row's up to the next row's.
 PROBABILITIES = (0.7, 0.935, 0.98, 0.9999)
