@@ -55,6 +55,7 @@ SENSITIVITY = {
     "deflection 0.1": {"target_deflection": 0.1},
     "deflection 0.4": {"target_deflection": 0.4},
     "warmup / 10": {"num_warmup": 2_000},
+    "warmup / 10, same total": {"num_warmup": 2_000, "num_gradients": 60_000},
     "warmup x 10": {"num_warmup": 200_000},
 }
 
@@ -94,8 +95,9 @@ class Runs:
         num_chains = args.chains or CHAINS[table]
         starts = uci_model.warm_starts(jax.random.key(seed), data, num_chains)
         num_warmup = options.pop("num_warmup", args.num_warmup)
-        # A longer warmup does not shorten the run.
+        # A longer warmup does not shorten the run, nor does a shorter one prolong it.
         num_gradients = args.num_gradients - args.num_warmup + num_warmup
+        num_gradients = options.pop("num_gradients", num_gradients)
         if method == "nuts":
             starts = jax.tree.map(lambda x: x[: args.nuts_chains], starts)
         problem = samplers.Problem(data, starts, num_gradients, jax.random.key(100 + seed))
@@ -221,8 +223,8 @@ def main() -> None:
     parser.add_argument("--num-gradients", type=int, default=60_000, help="per chain")
     parser.add_argument("--num-warmup", type=int, default=20_000, help="of these gradients")
     parser.add_argument("--nuts-chains", type=int, default=4, help="the first of them")
-    parser.add_argument("--nuts-warmup", type=int, default=200)
-    parser.add_argument("--nuts-samples", type=int, default=150)
+    parser.add_argument("--nuts-warmup", type=int, default=2000)
+    parser.add_argument("--nuts-samples", type=int, default=2000)
     parser.add_argument("--sensitivity", action="store_true", help="vary what should not matter")
     parser.add_argument("--against-nuts", action="store_true", help="predictive quality")
     args = parser.parse_args()

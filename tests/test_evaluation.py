@@ -120,7 +120,7 @@ def test_a_chain_that_drifts_shows_within():
 
 def test_one_chain_and_too_few_draws():
     found = prediction_diagnostics(lambda a, x: a * x, autoregressive()[:1], jnp.ones(2))
-    np.testing.assert_allclose(found.rhat, found.rhat_within[:, 0])
-    np.testing.assert_allclose(found.ess, found.ess_within[:, 0])
+    np.testing.assert_allclose(found.rhat, found.rhat_within[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(found.ess, found.ess_within[:, 0], rtol=1e-5)
     with pytest.raises(ValueError, match="at least 8 draws"):
         prediction_diagnostics(lambda a, x: a * x, autoregressive()[:, :7], jnp.ones(2))

@@ -231,7 +231,7 @@ class TestConformance:
 
         algorithm = smile(logdensity_fn, L=10 * scale, step_size=0.5 * scale)
         state = algorithm.init({"x": jnp.ones(20, jnp.bfloat16)}, jax.random.key(0))
-        states, _ = run(algorithm, state, 30_000)
+        states, _ = run(algorithm, state, 10_000)
         exact = states.position["x"].astype(jnp.float32) + states.residual["x"]
         # The gradient sees the rounded position: its variance, 1/12 of a squared unit, adds.
         assert_moments(exact, 1.0, np.full(20, scale**2), 0.05, 0.15)
