@@ -57,6 +57,7 @@ SENSITIVITY = {
     "warmup / 10": {"num_warmup": 2_000},
     "warmup / 10, same total": {"num_warmup": 2_000, "num_gradients": 60_000},
     "warmup x 10": {"num_warmup": 200_000},
+    "as long, same warmup": {"num_gradients": 240_000},
 }
 
 

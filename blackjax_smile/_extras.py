@@ -5,18 +5,28 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["check_installed", "require"]
+__all__ = ["COMMAND_PACKAGES", "check_installed", "require"]
+
+#: Modules that the command line needs beside the core's, and the packages they come in.
+COMMAND_PACKAGES = {
+    "matplotlib": "matplotlib",
+    "zarr": "zarr",
+    "orbax": "orbax-checkpoint",
+    "h5netcdf": "h5netcdf",
+    "h5py": "h5py",  # h5netcdf reads and writes through it, and does not install it
+}
 
 
-def require(module: str, purpose: str) -> Any:
-    """Import a module, or say what to install for the purpose."""
+def require(module: str, purpose: str, extra: str = "run") -> Any:
+    """Import a module, or say which extra of ours to install for the purpose."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not module.startswith(error.name):
             raise
         raise ModuleNotFoundError(
-            f"{purpose} needs {error.name}: pip install 'blackjax-smile[run]'.", name=error.name
+            f"{purpose} needs {error.name}: pip install 'blackjax-smile[{extra}]'.",
+            name=error.name,
         ) from error
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from blackjax.types import Array
 
 import blackjax_smile
-from blackjax_smile._extras import check_installed
+from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
 from blackjax_smile.errors import UserInputError
 
 __all__ = [
@@ -31,14 +31,7 @@ __all__ = [
 NUM_CLASSES = 10
 
 #: Modules that the demo needs beside the core's, and the packages they come in.
-PACKAGES = {
-    "sklearn": "scikit-learn",
-    "matplotlib": "matplotlib",
-    "zarr": "zarr",
-    "orbax": "orbax-checkpoint",
-    "h5netcdf": "h5netcdf",
-    "h5py": "h5py",  # h5netcdf reads and writes through it, and does not install it
-}
+PACKAGES = {"sklearn": "scikit-learn", **COMMAND_PACKAGES}
 
 #: Deviation of the normal prior of every parameter.
 PRIOR_DEVIATION = 3.0

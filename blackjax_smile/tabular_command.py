@@ -3,21 +3,14 @@
 import pathlib
 
 from blackjax_smile import tabular, tabular_fit, tabular_report
-from blackjax_smile._extras import check_installed
+from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
 from blackjax_smile.adaptation.setup import PRECONDITIONERS
 from blackjax_smile.errors import UserInputError
 
 __all__ = ["check_options", "run"]
 
 #: Modules that a table needs beside the core's, and the packages they come in.
-PACKAGES = {
-    "pandas": "pandas",
-    "matplotlib": "matplotlib",
-    "zarr": "zarr",
-    "orbax": "orbax-checkpoint",
-    "h5netcdf": "h5netcdf",
-    "h5py": "h5py",
-}
+PACKAGES = {"pandas": "pandas", **COMMAND_PACKAGES}
 
 
 def check_options(options: tabular_fit.TabularOptions) -> None:

@@ -1,5 +1,6 @@
 """The plots show what they are given: curves and lines where theory puts them."""
 
+import sys
 from types import SimpleNamespace
 
 import jax
@@ -50,6 +51,12 @@ def test_energy_error():
 def test_energy_error_without_anything_to_show():
     with pytest.raises(ValueError, match="0 are finite"):
         plot_energy_error(SimpleNamespace(energy_change=np.full(5, np.inf)))
+
+
+def test_what_to_install_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ModuleNotFoundError, match=r"A plot needs matplotlib.*\[plots\]"):
+        plot_energy_error(SimpleNamespace(energy_change=np.ones(5)))
 
 
 def test_noise_spectrum_on_given_axes():

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from blackjax_smile._extras import require
+
 __all__ = ["LINES", "labelled", "new_axes"]
 
 #: Styles of lines that are compared; they differ in grey as well.
@@ -16,12 +18,7 @@ LINES = (
 
 def new_axes(num_rows: int = 1, **options: Any) -> Any:
     """Return new axes, an array of them for several rows."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib: pip install matplotlib, or blackjax-smile[plots]."
-        ) from error
+    plt = require("matplotlib.pyplot", "A plot", extra="plots")
     return plt.subplots(num_rows, layout="constrained", **options)[1]
 
 
