@@ -43,7 +43,7 @@ NUM_DRAWS = 2000
 BURN_IN = NUM_DRAWS // 3
 WARMUP_SHARE = 1 / 3
 
-GRIDS = {"gaussian": np.geomspace(2e-3, 0.5, 9), "network": np.geomspace(1e-3, 0.1, 5)}
+GRIDS = {"gaussian": np.geomspace(2e-3, 0.5, 9), "network": np.geomspace(1e-4, 0.1, 7)}
 
 
 def settings():
