@@ -38,7 +38,7 @@ LAYERS = {
     "bnn": set(),
     "tabular": {"errors"},
     "noise_diagnostics": {"_tree", "minibatch_gradient", "preconditioners"},
-    "plots": {"gamma", "noise_diagnostics", "evaluation"},
+    "plots": {"_extras", "gamma", "noise_diagnostics", "evaluation"},
     "arviz_export": {"_tree", "minibatch", "__version__"},
     "_extras": set(),
     "running": {
