@@ -138,10 +138,9 @@ def on_gaussian(args) -> list[dict]:
     logdensity_fn, minibatch_fn = noise_model(target, args.noise)
     starts = jax.vmap(target.draw)(jax.vmap(functools.partial(jax.random.fold_in, data=7))(seeds))
 
-    def row(function, minibatch_fn, *grid):
+    def side_by_side(function, minibatch_fn, *grid):
         problem = (logdensity_fn, minibatch_fn, lambda x: x, args.num_gradients)
-        chains = jax.vmap(lambda key, x, *e: function(key, x, *e, problem=problem), (0, 0, *grid))
-        return chains, problem
+        return jax.vmap(lambda key, x, *e: function(key, x, *e, problem=problem), (0, 0, *grid))
 
     def errors(draws, burn_in):
         draws = np.asarray(draws, np.float64)[:, burn_in:]
@@ -149,7 +148,7 @@ def on_gaussian(args) -> list[dict]:
 
     rows = []
     for shown, options in settings():
-        chains, _ = row(functools.partial(online_chain, options=options), minibatch_fn, None)
+        chains = side_by_side(functools.partial(online_chain, options=options), minibatch_fn, None)
         grid = jax.vmap(chains, (None, None, 0))
         results, seconds = timed(grid, seeds, starts, jnp.asarray(GRIDS["gaussian"]))
         b2 = np.array([np.mean(errors(draws, BURN_IN)) for draws in results[0]])
@@ -159,7 +158,7 @@ def on_gaussian(args) -> list[dict]:
         share = seconds / len(b2)
         cells = columns(chosen, share, args.num_gradients, ess, args.seeds)
         rows.append({**shown, "step size": GRIDS["gaussian"][best], "b2": b2[best], **cells})
-    chains, _ = row(
+    chains = side_by_side(
         functools.partial(smile_chain, preconditioner="dense"),
         functools.partial(minibatch_fn, num_rows=4),
     )

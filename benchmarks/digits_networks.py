@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from full_batch_nuts import nuts_chain
 from tables import print_table, verdict, write_csv
 
 import blackjax_smile
@@ -152,16 +153,9 @@ def run_nuts(network: bnn.Network, rows, starts, rng_key):
         return network.logprior(position) + jnp.sum(likelihood)
 
     def chain(key, start):
-        warmup_key, key = jax.random.split(key)
-        warmup = blackjax.window_adaptation(blackjax.nuts, logdensity_fn, max_num_doublings=7)
-        (state, parameters), _ = warmup.run(warmup_key, start, NUTS_DRAWS)
-        algorithm = blackjax.nuts(logdensity_fn, **parameters)
-
-        def body(state, key):
-            state, _ = algorithm.step(key, state)
-            return state, state.position
-
-        return jax.lax.scan(body, state, jax.random.split(key, NUTS_DRAWS))[1]
+        return nuts_chain(
+            key, start, logdensity_fn, NUTS_DRAWS, NUTS_DRAWS, lambda state, _: state.position
+        )
 
     began = time.perf_counter()
     keys = jax.random.split(rng_key, len(jax.tree.leaves(starts)[0]))

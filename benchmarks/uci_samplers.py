@@ -13,6 +13,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import uci_model
+from full_batch_nuts import nuts_chain
 from jax import Array
 from uci_data import Table
 
@@ -178,18 +179,12 @@ def nuts(problem: Problem, num_warmup: int, num_samples: int):
     def logdensity_fn(position):
         return problem.logdensity_fn(position, problem.table.train)
 
+    def look_at(state, info):
+        draws = problem.look_at(state.position, 1.0 - info.is_divergent)
+        return draws, info.num_integration_steps
+
     def chain(key, start):
-        warmup_key, key = jax.random.split(key)
-        warmup = blackjax.window_adaptation(blackjax.nuts, logdensity_fn, max_num_doublings=7)
-        (state, parameters), _ = warmup.run(warmup_key, start, num_warmup)
-        algorithm = blackjax.nuts(logdensity_fn, **parameters)
-
-        def body(state, key):
-            state, info = algorithm.step(key, state)
-            draws = problem.look_at(state.position, 1.0 - info.is_divergent)
-            return state, (draws, info.num_integration_steps)
-
-        _, (draws, num_steps) = jax.lax.scan(body, state, jax.random.split(key, num_samples))
+        draws, num_steps = nuts_chain(key, start, logdensity_fn, num_warmup, num_samples, look_at)
         return draws, {"gradients a draw": jnp.mean(num_steps)}
 
     return problem.chains(chain)
