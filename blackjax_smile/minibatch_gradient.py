@@ -163,8 +163,8 @@ class Isotropy(NamedTuple):
         Summed :math:`(n_i \cdot n_{i+1})^2` over consecutive minibatches, averaged
         over the pairs of their draws. Draws of one minibatch are uncorrelated but not
         independent, and make no pair.
-    norm_product
-        Summed :math:`|n_i|^2 |n_{i+1}|^2` over the same pairs.
+    norm_product, norm_product_square
+        Sum of :math:`|n_i|^2 |n_{i+1}|^2` over the same pairs, and of its square.
     previous
         The draws of the last minibatch.
     """
@@ -173,6 +173,7 @@ class Isotropy(NamedTuple):
     square: Array
     product: Array
     norm_product: Array
+    norm_product_square: Array
     previous: ArrayTree
 
 
@@ -180,7 +181,7 @@ def init_isotropy(like: ArrayTree, num_draws: int = 1) -> Isotropy:
     """Return empty moments for noise in the shapes of ``like``."""
     zero = jnp.zeros((), _tree.scalar_dtype(like))
     previous = jax.tree.map(lambda x: jnp.zeros((num_draws, *x.shape), x.dtype), like)
-    return Isotropy(zero, zero, zero, zero, previous)
+    return Isotropy(zero, zero, zero, zero, zero, previous)
 
 
 def update_isotropy(moments: Isotropy, whitened_noise: ArrayTree) -> Isotropy:
@@ -188,16 +189,18 @@ def update_isotropy(moments: Isotropy, whitened_noise: ArrayTree) -> Isotropy:
     norm2 = jax.vmap(lambda n: _tree.vdot(n, n))
     norms2 = norm2(whitened_noise)
     products = jax.vmap(lambda n: jax.vmap(_tree.vdot, (None, 0))(n, moments.previous))
+    norm_product = jnp.mean(norms2) * jnp.mean(norm2(moments.previous))
     return Isotropy(
         count=moments.count + 1,
         square=moments.square + jnp.mean(norms2),
         product=moments.product + jnp.mean(products(whitened_noise) ** 2),
-        norm_product=moments.norm_product + jnp.mean(norms2) * jnp.mean(norm2(moments.previous)),
+        norm_product=moments.norm_product + norm_product,
+        norm_product_square=moments.norm_product_square + norm_product**2,
         previous=whitened_noise,
     )
 
 
-def anisotropy(moments: Isotropy) -> tuple[Array, Array]:
+def anisotropy(moments: Isotropy) -> tuple[Array, Array, Array]:
     r"""Return the mean variance of the whitened noise and its anisotropy.
 
     With :math:`C` the covariance of the whitened noise, the mean variance is
@@ -211,11 +214,27 @@ def anisotropy(moments: Isotropy) -> tuple[Array, Array]:
     noise, of any strength. Both traces are means over the same pairs of
     draws, so that a short burst of strong noise does not hide the anisotropy of the rest.
 
+    A short window shows an anisotropy where there is none. For noise of independent
+    directions at random, :math:`k` draws in each of :math:`n` pairs of minibatches, and the
+    pairs' products of norms :math:`q`, the estimate of :math:`a^2` has the standard error
+
+    .. math::
+
+        \sigma = \frac{1}{k} \sqrt{\frac{2 (d - 1)}{d + 2} \frac{\sum q^2}{(\sum q)^2}}
+            \approx \frac{1}{k} \sqrt{\frac{2}{n}} .
+
     Returns
     -------
-    :math:`t_1` and :math:`a`; NaN without at least two minibatches.
+    :math:`t_1`, :math:`a`, and what of it is significant,
+    :math:`\sqrt{\max(a^2 - 2 \sigma, 0)}`; NaN without at least two minibatches.
     """
-    d = pytree_size(jax.tree.map(lambda x: x[0], moments.previous))
+    previous = moments.previous
+    num_draws = jax.tree.leaves(previous)[0].shape[0]
+    d = pytree_size(jax.tree.map(lambda x: x[0], previous))
     mean_variance = moments.square / (moments.count * d)
     excess = d * moments.product / moments.norm_product - 1
-    return mean_variance, jnp.sqrt(jnp.maximum(excess, 0))
+    # Ratios first: the square of a sum may leave the range of float32.
+    share = jnp.sqrt(moments.norm_product_square) / moments.norm_product
+    error = share * np.sqrt(2 * (d - 1) / (d + 2)) / num_draws
+    root, significant = (jnp.sqrt(jnp.maximum(x, 0)) for x in (excess, excess - 2 * error))
+    return mean_variance, root, significant

@@ -103,10 +103,36 @@ def test_anisotropy(spread, scale, num_draws):
     moments, _ = jax.lax.scan(
         body, init_isotropy(jnp.zeros(d), num_draws), jax.random.split(jax.random.key(0), n)
     )
-    mean, a = anisotropy(moments)
+    mean, a, significant = anisotropy(moments)
     np.testing.assert_allclose(mean, np.mean(eigenvalues), rtol=0.05)
     exact = np.std(eigenvalues) / np.mean(eigenvalues)
     # With one draw t_2 has a relative standard error of about 2 / sqrt(n): 5 of them,
     # and sqrt(3) times fewer with three (their nine pairs are not all independent).
     error = 2 / np.sqrt(n * num_draws)
     np.testing.assert_allclose(a**2, exact**2, atol=5 * error * (1 + exact**2))
+    assert significant <= a
+
+
+@pytest.mark.parametrize("num_draws", [1, 3])
+@pytest.mark.parametrize("df", [3.0, np.inf])
+def test_a_short_window_of_white_noise_shows_no_anisotropy(df, num_draws):
+    """400 windows of 200 minibatches: at most 8 % of them beyond two standard errors.
+
+    Of normal noise 3 to 4 % are (the law is skewed): a false alarm in fewer than 1e-4 of
+    the runs. Heavy-tailed noise has fewer pairs that count, and an error bar that knows.
+    """
+    d, n = 10, 200
+
+    def window(key):
+        def body(moments, key):
+            noise_key, scale_key = jax.random.split(key)
+            scale = 1.0 if np.isinf(df) else jax.random.chisquare(scale_key, df) ** -0.5
+            noise = scale * jax.random.normal(noise_key, (num_draws, d))
+            return update_isotropy(moments, noise), None
+
+        moments = init_isotropy(jnp.zeros(d), num_draws)
+        return anisotropy(jax.lax.scan(body, moments, jax.random.split(key, n))[0])
+
+    _, raw, significant = jax.vmap(window)(jax.random.split(jax.random.key(0), 400))
+    assert np.mean(np.asarray(raw) > 0) > 0.3
+    assert np.mean(np.asarray(significant) > 0) < 0.08

@@ -180,7 +180,7 @@ class WindowedAdaptation(NamedTuple):
         empty = self.estimator.init_statistics(state.preconditioner)
         moments = self.pool.sums(window.noise, empty)
         isotropy = self.pool.sums(window.isotropy, init_isotropy(state.sampler.momentum))
-        mean_variance, excess = anisotropy(isotropy)
+        mean_variance, excess, significant = anisotropy(isotropy)
         smallest, largest = self.estimator.noise_eigenvalues(moments, state.preconditioner)
         # The fast window is too short to show how far the chain ranges.
         natural = jnp.where(
@@ -188,9 +188,9 @@ class WindowedAdaptation(NamedTuple):
         )
         natural = self.pool.median(natural)
         noise = refresh_length.noise_length(epsilon, mean_variance, d)
-        L = refresh_length.choose_length(natural, noise, excess, epsilon)
+        L = refresh_length.choose_length(natural, noise, significant, epsilon)
         searching_L = refresh_length.choose_length(
-            natural, noise, excess, epsilon, refresh_length.MAX_SEARCHING_REFRESH
+            natural, noise, significant, epsilon, refresh_length.MAX_SEARCHING_REFRESH
         )
         info = WindowInfo(
             step_size=epsilon,
