@@ -98,10 +98,10 @@ def choose_length(
             \frac{\min(4 a, \rho)}{L_{eff}}\right) .
 
     The refresh supplies what the gradient noise lacks to turn the momentum once
-    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a`, within
-    :math:`\rho` = ``most``. Where the noise is white and strong neither needs a
-    refresh, which would only slow the chain: :math:`L = \infty`. A length that is not
-    known (NaN) asks for none.
+    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a` (what of it is
+    significant, as a short window shows some of any noise), within :math:`\rho` = ``most``.
+    Where the noise is white and strong neither needs a refresh, which would only slow the
+    chain: :math:`L = \infty`. A length that is not known (NaN) asks for none.
     """
     rates = jnp.stack([1 / natural - 1 / noise, jnp.minimum(DOMINANCE * anisotropy, most) / noise])
     rate = jnp.max(jnp.where(jnp.isfinite(rates) & (rates > 0), rates, 0))
