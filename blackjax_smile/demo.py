@@ -207,7 +207,8 @@ def report(data: Data, mode: dict[str, Array], fit: Fit, options: Options) -> st
         f"  (smallest, of {of_label.shape[0] * of_label.shape[1]} draws)",
         f"rejected steps                              {rejected} of {options.num_chains * steps}",
         f"step size, one per chain                    {_row(fit.run.parameters['step_size'])}",
-        f"deflection (target 0.25)                    {_row(deflection)}",
+        f"deflection (radians)                        {_row(deflection)}",
+        f"its target                                  {_row(windows.target_deflection[:, -1])}",
         f"anisotropy of the whitened noise            {_row(windows.anisotropy[:, -1])}"
         "  (0 is white)",
         f"gradients                                   {gradients}, of {options.batch_size} rows"

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 import blackjax_smile
-from blackjax_smile.adaptation import energy, refresh_length, step_size
+from blackjax_smile.adaptation import energy, step_size
 from blackjax_smile.adaptation.schedule import build_schedule
 from blackjax_smile.preconditioners import (
     DensePreconditioner,
@@ -396,42 +396,6 @@ class TestParts:
         for _ in range(5):
             moments = energy.update_energy(moments, jnp.asarray(2.0))
         assert energy.energy_threshold(moments) == jnp.inf
-
-    def test_whitened_path(self):
-        """Length and spread of a path made of known momenta."""
-        rng = np.random.default_rng(0)
-        momenta = rng.normal(size=(101, 3)).astype(np.float32)
-        path = refresh_length.init_path(jnp.zeros(3))
-        for u, v in itertools.pairwise(momenta):
-            path = refresh_length.update_path(
-                path, jnp.asarray(u), jnp.asarray(v), jnp.asarray(0.2)
-            )
-        y = np.cumsum(0.1 * (momenta[:-1] + momenta[1:]), axis=0)
-        np.testing.assert_allclose(path.y, y[-1], rtol=1e-4)
-        exact = np.sqrt(y.var(0, ddof=1).sum())
-        np.testing.assert_allclose(refresh_length.natural_length(path), exact, rtol=1e-4)
-
-    @pytest.mark.parametrize(
-        ("natural", "noise", "anisotropy", "expected"),
-        [
-            (10.0, 100.0, 0.0, 1 / 0.09),  # weak white noise: the posterior's own length
-            (100.0, 10.0, 0.0, np.inf),  # strong white noise refreshes the momentum itself
-            (100.0, 20.0, 0.2, 25.0),  # 20 / (4 * 0.2): it outweighs the anisotropy
-            (100.0, 20.0, 2.0, 20 / 1.5),  # at most 1.5 times as much as the noise turns
-            (0.1, 20.0, 2.0, 0.4),  # never below four steps
-            (np.nan, 20.0, np.nan, np.inf),  # nothing known
-            (0.0, 20.0, 0.25, 20.0),  # a chain that did not move says nothing
-        ],
-    )
-    def test_length(self, natural, noise, anisotropy, expected):
-        args = map(jnp.asarray, (natural, noise, anisotropy, 0.1))
-        np.testing.assert_allclose(refresh_length.choose_length(*args), expected, rtol=1e-6)
-
-    def test_length_while_searching(self):
-        """Less of a refresh makes a faster chain: the noise turns it within 2.5 of its lengths."""
-        args = map(jnp.asarray, (100.0, 20.0, 2.0, 0.1))
-        L = refresh_length.choose_length(*args, refresh_length.MAX_SEARCHING_REFRESH)
-        np.testing.assert_allclose(L, 50.0, rtol=1e-6)
 
 
 def test_blackjax_tuner_is_untouched():

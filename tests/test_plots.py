@@ -128,7 +128,11 @@ def test_adaptation_of_an_ensemble_and_its_sampling():
     first = np.asarray(steps.deflection, np.float64)[:, :50]
     first = first[np.isfinite(first) & (first > 0)]
     np.testing.assert_allclose([x[0], mean[0]], [75, np.exp(np.mean(np.log(first)))])
-    assert line_of(axes[1], "target, 0.25").get_ydata()[0] == 0.25
+    # The target of each window, the last one's to the end.
+    (target,) = (p for p in axes[1].patches if p.get_label().startswith("target, 0.25"))
+    targets = np.median(adapted.info.windows.target_deflection, axis=0)
+    np.testing.assert_allclose(target.get_data().values, targets, rtol=1e-6)
+    assert target.get_data().edges[-1] == 900
     # Rejections add up to those of the infos.
     x, counts = rejected_so_far(axes[2])
     np.testing.assert_array_equal(x, np.arange(50, 901, 50))
@@ -179,10 +183,12 @@ def test_adaptation_of_a_whole_run_is_that_of_its_parts(tmp_path):
 
 
 def test_adaptation_of_one_chain_alone_on_given_axes():
-    warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, logdensity_fn, MINIBATCH_FN)
+    warmup = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile, logdensity_fn, MINIBATCH_FN, target_deflection=0.3
+    )
     _, info = warmup.run(jax.random.key(1), jax.numpy.ones(2), num_steps=500)
     _, given = plt.subplots(3)
-    axes = plot_adaptation(info, target_deflection=0.3, axes=given)
+    axes = plot_adaptation(info, axes=given)
     assert axes is given
     assert axes[1].get_legend().get_texts()[-1].get_text() == "target, 0.3"
     assert axes[0].get_xlim() == (0, 500)

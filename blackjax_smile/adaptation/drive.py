@@ -66,19 +66,19 @@ def run_on_device(
 
     # One loop body for windows of any length: it is compiled once.
     def window(carry, xs):
-        start, stop, is_slow, key = xs
+        start, stop, windows_left, key = xs
         state, history = jax.lax.fori_loop(start, stop, step, carry)
-        state, info = adaptation.end_window(key, state, is_slow)
+        state, info = adaptation.end_window(key, state, windows_left)
         return (state, history), info
 
     lengths = jnp.asarray(schedule.windows)
     stops = jnp.cumsum(lengths)
-    is_slow = jnp.arange(len(lengths)) < len(schedule.slow_windows)
+    windows_left = jnp.arange(len(lengths))[::-1]
     keys = jax.random.split(window_key, len(lengths))
     scalars = jnp.zeros(sum(schedule.windows), state.step_size.step_size.dtype)
     history = StepHistory(scalars, scalars, scalars, scalars.astype(bool))
     (state, history), windows = jax.lax.scan(
-        window, (state, history), (stops - lengths, stops, is_slow, keys)
+        window, (state, history), (stops - lengths, stops, windows_left, keys)
     )
     return state, Record(probed.num_finite, windows, history)
 
@@ -108,13 +108,14 @@ def run_on_host(
     state = jax.jit(adaptation.init)(sampler, probed)
     rows, windows, i = [], [], 0
     keys = jax.random.split(window_key, len(schedule.windows))
-    for index, (length, key) in enumerate(zip(schedule.windows, keys, strict=True)):
+    windows_left = reversed(range(len(schedule.windows)))
+    for length, key, left in zip(schedule.windows, keys, windows_left, strict=True):
         for _ in range(length):
             step_rng, _ = jax.random.split(jax.random.fold_in(step_key, i))
             new, info = step(step_rng, state, next(batches))
             rows.append(_history_row(state, info))
             state, i = new, i + 1
-        state, window_info = end_window(key, state, index < len(schedule.slow_windows))
+        state, window_info = end_window(key, state, left)
         windows.append(window_info)
 
     def stack(*xs):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from blackjax.types import Array
+from jax.typing import ArrayLike
 
 from blackjax_smile.adaptation.step_size import StepSizeRule
 from blackjax_smile.sgmcmc.energy_tuner import (
@@ -44,7 +45,7 @@ def _init(step_size: Array, grad_norm: Array, dimension: int, target: float):
     return EnergyVarianceState(init_energy_tuner(step_size), jnp.full_like(step_size, target))
 
 
-def _update(state: EnergyVarianceState, info: SmileInfo, dimension: int, target: float):
+def _update(state: EnergyVarianceState, info: SmileInfo, dimension: int, target: ArrayLike):
     del dimension, target
     thresholds = energy_thresholds(state.tuner, ADAPTION_PROB, 1.0)
     tuner = update_energy_tuner(
@@ -59,7 +60,7 @@ def _update(state: EnergyVarianceState, info: SmileInfo, dimension: int, target:
     return EnergyVarianceState(tuner, jnp.where(known, info.deflection, state.deflection))
 
 
-def _restart(state: EnergyVarianceState, grad_norm2: Array, dimension: int, target: float):
+def _restart(state: EnergyVarianceState, grad_norm2: Array, dimension: int, target: ArrayLike):
     """Keep the deflection, and with it the law of the energy errors."""
     del target
     known = (grad_norm2 > 0) & jnp.isfinite(grad_norm2)
@@ -68,4 +69,4 @@ def _restart(state: EnergyVarianceState, grad_norm2: Array, dimension: int, targ
     return state._replace(tuner=state.tuner._replace(step_size=step_size))
 
 
-ENERGY_VARIANCE = StepSizeRule(_init, _update, _restart)
+ENERGY_VARIANCE = StepSizeRule(_init, _update, _restart, holds_target=False)

@@ -16,6 +16,7 @@ from blackjax_smile import _tree
 __all__ = [
     "WhitenedPath",
     "choose_length",
+    "deflection_share",
     "init_path",
     "natural_length",
     "noise_length",
@@ -32,6 +33,9 @@ MAX_REFRESH = 1.5
 
 #: The same while the warmup is still looking for the posterior.
 MAX_SEARCHING_REFRESH = 0.4
+
+#: The deflection is lowered to this share of its target at most.
+MIN_DEFLECTION_SHARE = 0.1
 
 #: A length below this many steps would make the dynamics a random walk.
 MIN_STEPS = 4.0
@@ -81,6 +85,20 @@ def noise_length(step_size: Array, noise_variance: Array, dimension: int) -> Arr
     :math:`t_1`, turns the momentum.
     """
     return 2 * (dimension - 1) / (step_size * noise_variance)
+
+
+def deflection_share(natural: Array, noise: Array) -> Array:
+    r"""Return the share of the deflection that the chain needs to move as fast.
+
+    .. math:: \max\left(\min\left(1, \frac{L_{eff}}{L_{nat}}\right), 0.1\right)
+
+    Where the noise turns the momentum many times over :math:`L_{nat}` the chain diffuses, by
+    :math:`4 (d - 1) / (d t_1)` a step whatever the step size, since :math:`L_{eff}` grows
+    as :math:`\epsilon` falls. A smaller step costs nothing until the two lengths are equal,
+    and the bias by skewed noise falls with its square. 1 where a length is not known (NaN).
+    """
+    share = jnp.clip(noise / natural, MIN_DEFLECTION_SHARE, 1)
+    return jnp.where(jnp.isnan(share), 1, share)
 
 
 def choose_length(

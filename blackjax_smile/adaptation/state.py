@@ -53,6 +53,8 @@ class AdaptationState(NamedTuple):
         The natural length of the last slow window, and the refresh length, in
         steps: as a number of steps, a length survives a change of the map's scale.
         ``L_steps`` is inf until a window has been seen.
+    target_deflection
+        Target of the window under way, in radians.
     grad
         The last accepted gradient.
     window
@@ -64,6 +66,7 @@ class AdaptationState(NamedTuple):
     step_size: Any
     natural_steps: Array
     L_steps: Array
+    target_deflection: Array
     grad: ArrayTree
     window: WindowStatistics
 
@@ -77,6 +80,9 @@ class WindowInfo(NamedTuple):
         Refresh length that follows from the window.
     deflection
         Mean deflection of the accepted steps, in radians.
+    target_deflection
+        Its target in the window. In the last one it is lower where the noise alone turns
+        the momentum more often than the chain needs.
     num_rejected
         Number of rejected steps.
     anisotropy
@@ -99,6 +105,7 @@ class WindowInfo(NamedTuple):
     step_size: Array
     L: Array
     deflection: Array
+    target_deflection: Array
     num_rejected: Array
     anisotropy: Array
     noise_variance: Array

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from blackjax.types import Array
 from jax.scipy.special import digamma
+from jax.typing import ArrayLike
 
 from blackjax_smile.sgmcmc.smile import SmileInfo
 
@@ -48,11 +49,14 @@ class StepSizeRule(NamedTuple):
         ``(state, info, dimension, target) -> state``: take in one step.
     restart
         ``(state, grad_norm2, dimension, target) -> state``: after a change of the map.
+    holds_target
+        Whether the deflection follows a change of the target.
     """
 
     init: Callable[[Array, Array, int, float], Any]
-    update: Callable[[Any, SmileInfo, int, float], Any]
-    restart: Callable[[Any, Array, int, float], Any]
+    update: Callable[[Any, SmileInfo, int, ArrayLike], Any]
+    restart: Callable[[Any, Array, int, ArrayLike], Any]
+    holds_target: bool
 
 
 class StepSizeState(NamedTuple):
@@ -84,7 +88,7 @@ def init_step_size(step_size: Array) -> StepSizeState:
 
 
 def restart_step_size(
-    state: StepSizeState, grad_norm2: Array, dimension: int, target: float
+    state: StepSizeState, grad_norm2: Array, dimension: int, target: ArrayLike
 ) -> StepSizeState:
     """Forget the past after the metric has changed; ``grad_norm2`` is in the new one."""
     known = (state.weight > 0) & (grad_norm2 > 0)
@@ -96,7 +100,7 @@ def restart_step_size(
 
 
 def update_step_size(
-    state: StepSizeState, info: SmileInfo, dimension: int, target: float
+    state: StepSizeState, info: SmileInfo, dimension: int, target: ArrayLike
 ) -> StepSizeState:
     r"""Take in one step.
 
@@ -136,7 +140,7 @@ def _mean_log_turning_share(dimension: int) -> Array:
     return digamma(0.5 * (dimension - 1)) - digamma(0.5 * dimension)
 
 
-def _on_target(log_grad_norm2: Array, dimension: int, target: float) -> Array:
+def _on_target(log_grad_norm2: Array, dimension: int, target: ArrayLike) -> Array:
     return target * (dimension - 1) * jnp.exp(-0.5 * log_grad_norm2)
 
 
@@ -146,4 +150,4 @@ def _init(small: Array, grad_norm: Array, dimension: int, target: float) -> Step
 
 
 #: The default rule.
-DEFLECTION = StepSizeRule(_init, update_step_size, restart_step_size)
+DEFLECTION = StepSizeRule(_init, update_step_size, restart_step_size, holds_target=True)

@@ -96,6 +96,7 @@ class WindowedAdaptation(NamedTuple):
             step_size=self.rule.init(self.pool.median(small), grad_norm, d, self.target_deflection),
             natural_steps=jnp.full_like(small, jnp.inf),
             L_steps=jnp.full_like(small, jnp.inf),
+            target_deflection=jnp.full_like(small, self.target_deflection),
             grad=probe.grad,
             window=self._init_window(sampler.momentum, preconditioner),
         )
@@ -166,15 +167,16 @@ class WindowedAdaptation(NamedTuple):
             info.gradient.mean,
             state.grad,
         )
-        tuned = self.rule.update(state.step_size, info, d, self.target_deflection)
+        tuned = self.rule.update(state.step_size, info, d, state.target_deflection)
         tuned = self.pool.replace_medians(tuned, "step_size")
         new = state._replace(sampler=sampler, step_size=tuned, grad=grad, window=window)
         return new, info._replace(gradient=None)
 
     def end_window(
-        self, rng_key: PRNGKey, state: AdaptationState, is_slow: bool | Array
+        self, rng_key: PRNGKey, state: AdaptationState, windows_left: int | Array
     ) -> tuple[AdaptationState, WindowInfo]:
-        """Close a window; after a slow one, start anew with a new preconditioner."""
+        """Close a window; unless it is the last, start anew with a new preconditioner."""
+        is_slow = windows_left > 0
         window, epsilon = state.window, state.step_size.step_size
         d = pytree_size(state.sampler.position)
         empty = self.estimator.init_statistics(state.preconditioner)
@@ -196,6 +198,7 @@ class WindowedAdaptation(NamedTuple):
             step_size=epsilon,
             L=L,
             deflection=window.deflection / window.energy.count,
+            target_deflection=state.target_deflection,
             num_rejected=window.num_rejected,
             anisotropy=excess,
             noise_variance=mean_variance,
@@ -209,17 +212,22 @@ class WindowedAdaptation(NamedTuple):
         def restart(state: AdaptationState) -> AdaptationState:
             preconditioner = self.estimator.fit(moments, state.preconditioner)
             whitened = preconditioner.whiten(state.grad)
-            tuned = self.rule.restart(
-                state.step_size, _tree.vdot(whitened, whitened), d, self.target_deflection
-            )
+            # Before the last slow window the chain may be on its way, which says little
+            # about the region that it will need to cross.
+            lowers = self.rule.holds_target & (windows_left == 1)
+            share = jnp.where(lowers, refresh_length.deflection_share(natural, noise), 1)
+            target = share * state.target_deflection
+            tuned = self.rule.restart(state.step_size, _tree.vdot(whitened, whitened), d, target)
             tuned = self.pool.replace_medians(tuned, "step_size")
             momentum = dynamics.random_momentum(rng_key, state.sampler.momentum)
             return AdaptationState(
                 sampler=state.sampler._replace(momentum=momentum),
                 preconditioner=preconditioner,
                 step_size=tuned,
-                natural_steps=natural / epsilon,
-                L_steps=searching_L / epsilon,
+                natural_steps=natural / (share * epsilon),
+                # As the length over which the noise turns the momentum.
+                L_steps=searching_L / (share**2 * epsilon),
+                target_deflection=target,
                 grad=state.grad,
                 window=self._init_window(momentum, preconditioner),
             )

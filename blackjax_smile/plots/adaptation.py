@@ -35,7 +35,6 @@ def plot_adaptation(
     infos: Any = None,
     *,
     thinning: int = 1,
-    target_deflection: float = 0.25,
     axes: Any = None,
 ) -> Any:
     """Draw step size, deflection and rejections through the warmup, and on through sampling.
@@ -60,8 +59,6 @@ def plot_adaptation(
         `sample_ensemble` or `sample`. A draw's deflection is the arithmetic mean over
         these steps: the band narrows, and the line lies a little above the geometric
         mean of the steps, which is what has a target.
-    target_deflection
-        As it was given to `smile_adaptation`, in radians.
     axes
         Three Matplotlib axes; None: new ones.
 
@@ -71,7 +68,8 @@ def plot_adaptation(
 
     - the step size of each chain, and their median;
     - the geometric mean of the deflection over all chains in blocks of steps, a band
-      from its 5 % to its 95 % quantile, and the target;
+      from its 5 % to its 95 % quantile, and its target, the median over the chains (a
+      warmup lowers it before the last window where the noise is strong);
     - the number of rejected steps of each chain so far.
 
     Dotted lines are the borders of the windows, the solid one is the start of
@@ -117,7 +115,8 @@ def plot_adaptation(
     axes = new_axes(3, sharex=True, figsize=(7, 6.5)) if axes is None else axes
     phases = [warmup] if sampling is None else [warmup, sampling]
     _draw_step_size(axes[0], info, warmup, phases[-1].stop)
-    _draw_deflection(axes[1], phases, target_deflection)
+    targets = np.atleast_2d(np.asarray(info.windows.target_deflection, np.float64))
+    _draw_deflection(axes[1], phases, np.median(targets, axis=0), borders)
     _draw_rejections(axes[2], phases)
     for ax in axes:
         ax.set_xlim(0, phases[-1].stop)
@@ -160,8 +159,8 @@ def _draw_step_size(ax: Any, info: Any, warmup: _Phase, stop: int) -> None:
         ax.legend(frameon=False, fontsize="small")
 
 
-def _draw_deflection(ax: Any, phases: list[_Phase], target: float) -> None:
-    lowest, highest = target, target
+def _draw_deflection(ax: Any, phases: list[_Phase], targets: Any, borders: Any) -> None:
+    lowest, highest = targets.min(), targets.max()
     for phase in phases:
         rows = []
         for block, middle, _ in _blocks(phase):
@@ -178,7 +177,10 @@ def _draw_deflection(ax: Any, phases: list[_Phase], target: float) -> None:
         ax.fill_between(x, low, high, color="0.85", lw=0, label=labels[0])
         ax.plot(x, mean, color="black", lw=1.2, label=labels[1])
         lowest, highest = min(lowest, mean.min()), max(highest, high.max())
-    ax.axhline(target, color="0.4", ls="--", lw=1, label=f"target, {target:.3g}")
+    # The last window's target is that of sampling.
+    edges = [*borders[:-1], phases[-1].stop]
+    label = "target, " + " then ".join(f"{x:.2g}" for x in dict.fromkeys(targets))
+    ax.stairs(targets, edges, baseline=None, color="0.4", ls="--", lw=1, label=label)
     ax.set_yscale("log")
     ax.set_ylim(lowest / 3, 1.5 * highest)
     ax.set_ylabel("deflection (radians)")

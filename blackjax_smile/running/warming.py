@@ -61,7 +61,7 @@ class Warmup(NamedTuple):
         scalars = jnp.zeros((len(epsilon), sum(self.schedule.windows)), epsilon.dtype)
         key = jax.random.key(0, impl=self.impl)
         like = jax.eval_shape(
-            lambda state: self.adaptation.end_window(key, state, False)[1],
+            lambda state: self.adaptation.end_window(key, state, 0)[1],
             jax.tree.map(lambda x: x[0], state),
         )
         shape = (len(epsilon), len(self.schedule.windows))
@@ -91,9 +91,9 @@ class Warmup(NamedTuple):
         window_keys = jax.vmap(
             lambda key: jax.random.split(key, len(self.schedule.windows))[index]
         )(jax.random.wrap_key_data(keys.window, impl=self.impl))
-        is_slow = index < len(self.schedule.slow_windows)
+        windows_left = len(self.schedule.slow_windows) - index
         state, info = jax.vmap(self.adaptation.end_window, (0, 0, None))(
-            window_keys, carry.adaptation, is_slow
+            window_keys, carry.adaptation, windows_left
         )
         windows = jax.tree.map(lambda xs, x: xs.at[:, index].set(x), carry.windows, info)
         return carry._replace(adaptation=state, windows=windows)
