@@ -15,13 +15,15 @@ class Problem:
 
     Covariates are normal with log-spaced standard deviations (``spread`` from the
     smallest to the largest, geometric mean 1) along randomly rotated axes; the
-    prior is standard normal.
+    prior is standard normal. With an ``intercept`` the first covariate is 1 and the
+    intercept its coefficient: -5.6 makes positives rare.
     """
 
     d: int = 20
     data_size: int = 20_000
     spread: float = 30.0
     column_scales: tuple[float, ...] = ()
+    intercept: float | None = None
     seed: int = 0
 
     @functools.cached_property
@@ -32,6 +34,8 @@ class Problem:
         X = (rng.normal(size=(self.data_size, self.d)) * scales) @ rotation.T
         # Coefficients for which every axis moves the logit alike.
         theta = rotation @ (rng.normal(size=self.d) / scales) / np.sqrt(self.d)
+        if self.intercept is not None:
+            X[:, 0], theta[0] = 1, self.intercept
         y = rng.random(self.data_size) < 1 / (1 + np.exp(-X @ theta))
         for column, scale in enumerate(self.column_scales):
             X[:, column] *= scale

@@ -88,6 +88,9 @@ VARIANTS = {
     "column_scales": Variant(Problem(column_scales=(1e-3, 1e3, 0.0)), STRICT),
     "corrupted": Variant(BASE, Bars(), share_corrupted=0.01),
     "diagonal": Variant(BASE, Bars(), preconditioner="diagonal"),
+    "rare_class": Variant(
+        Problem(d=5, data_size=200_000, spread=1.0, intercept=-5.6), Bars(), batch_size=100
+    ),
     "large_data": Variant(LARGE, STRICT),
     "large_data_batch2000": Variant(LARGE, STRICT, batch_size=2000),
 }

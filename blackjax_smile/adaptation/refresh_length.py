@@ -17,6 +17,7 @@ __all__ = [
     "WhitenedPath",
     "choose_length",
     "deflection_share",
+    "diffusive_length",
     "init_path",
     "natural_length",
     "noise_length",
@@ -36,6 +37,9 @@ MAX_SEARCHING_REFRESH = 0.4
 
 #: The deflection is lowered to this share of its target at most.
 MIN_DEFLECTION_SHARE = 0.1
+
+#: A path this many times as wide as diffusion makes it is that of a chain on its way.
+TRANSIT = 1.5
 
 #: A length below this many steps would make the dynamics a random walk.
 MIN_STEPS = 4.0
@@ -87,18 +91,32 @@ def noise_length(step_size: Array, noise_variance: Array, dimension: int) -> Arr
     return 2 * (dimension - 1) / (step_size * noise_variance)
 
 
-def deflection_share(natural: Array, noise: Array) -> Array:
+def diffusive_length(path: WhitenedPath, step_size: Array, turning_length: Array) -> Array:
+    r"""Return the spread of a path that nothing confines and nothing draws.
+
+    .. math:: \sqrt{n \epsilon L / 3}
+
+    The root of the summed variances of a walk of :math:`n` steps at unit speed, whose direction
+    is forgotten over :math:`L`, the ``turning_length``.
+    """
+    return jnp.sqrt(path.count * step_size * turning_length / 3)
+
+
+def deflection_share(natural: Array, noise: Array, diffusive: Array) -> Array:
     r"""Return the share of the deflection that the chain needs to move as fast.
 
     .. math:: \max\left(\min\left(1, \frac{L_{eff}}{L_{nat}}\right), 0.1\right)
 
     Where the noise turns the momentum many times over :math:`L_{nat}` the chain diffuses, by
     :math:`4 (d - 1) / (d t_1)` a step whatever the step size, since :math:`L_{eff}` grows
-    as :math:`\epsilon` falls. A smaller step costs nothing until the two lengths are equal,
-    and the bias by skewed noise falls with its square. 1 where a length is not known (NaN).
+    as :math:`\epsilon` falls. Up to where the two lengths are equal a smaller step costs means
+    next to nothing (second moments, which then oscillate, up to 0.4 of their ESS), and the bias
+    by skewed noise falls with its square. 1 where a length is not known (NaN), or where the
+    chain went farther than it could have diffused: the length is then that of its way.
     """
     share = jnp.clip(noise / natural, MIN_DEFLECTION_SHARE, 1)
-    return jnp.where(jnp.isnan(share), 1, share)
+    in_transit = natural > TRANSIT * diffusive
+    return jnp.where(in_transit | jnp.isnan(share), 1, share)
 
 
 def choose_length(

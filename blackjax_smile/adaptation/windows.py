@@ -95,7 +95,7 @@ class WindowedAdaptation(NamedTuple):
             preconditioner=preconditioner,
             step_size=self.rule.init(self.pool.median(small), grad_norm, d, self.target_deflection),
             natural_steps=jnp.full_like(small, jnp.inf),
-            L_steps=jnp.full_like(small, jnp.inf),
+            L_steps=jnp.full_like(small, jnp.nan),
             target_deflection=jnp.full_like(small, self.target_deflection),
             grad=probe.grad,
             window=self._init_window(sampler.momentum, preconditioner),
@@ -112,6 +112,15 @@ class WindowedAdaptation(NamedTuple):
             num_rejected=jnp.zeros((), jnp.int32),
         )
 
+    @staticmethod
+    def _refresh_length(state: AdaptationState) -> Array:
+        """Return the length in use."""
+        epsilon = state.step_size.step_size
+        # Before a window has been seen: as much refresh as the noise would give.
+        d = pytree_size(state.sampler.position)
+        first = refresh_length.noise_length(epsilon, jnp.ones_like(epsilon), d)
+        return jnp.where(jnp.isnan(state.L_steps), first, state.L_steps * epsilon)
+
     def step(
         self, rng_key: PRNGKey, state: AdaptationState, minibatch: ArrayTree
     ) -> tuple[AdaptationState, SmileInfo]:
@@ -119,18 +128,12 @@ class WindowedAdaptation(NamedTuple):
         kernel_key, complement_key = jax.random.split(rng_key)
         d = pytree_size(state.sampler.position)
         epsilon = state.step_size.step_size
-        # Before a window has been seen: as much refresh as the noise would give.
-        L = jnp.where(
-            jnp.isinf(state.L_steps),
-            refresh_length.noise_length(epsilon, jnp.ones_like(epsilon), d),
-            state.L_steps * epsilon,
-        )
         sampler, info = self.kernel(
             kernel_key,
             state.sampler,
             self.logdensity_fn,
             state.preconditioner,
-            L,
+            self._refresh_length(state),
             epsilon,
             jnp.inf,
             minibatch,
@@ -212,10 +215,11 @@ class WindowedAdaptation(NamedTuple):
         def restart(state: AdaptationState) -> AdaptationState:
             preconditioner = self.estimator.fit(moments, state.preconditioner)
             whitened = preconditioner.whiten(state.grad)
-            # Before the last slow window the chain may be on its way, which says little
-            # about the region that it will need to cross.
-            lowers = self.rule.holds_target & (windows_left == 1)
-            share = jnp.where(lowers, refresh_length.deflection_share(natural, noise), 1)
+            turning = 1 / (1 / noise + 1 / self._refresh_length(state))
+            diffusive = refresh_length.diffusive_length(window.path, epsilon, turning)
+            share = refresh_length.deflection_share(natural, noise, diffusive)
+            # Only the last slow window is long enough to know.
+            share = jnp.where(self.rule.holds_target & (windows_left == 1), share, 1)
             target = share * state.target_deflection
             tuned = self.rule.restart(state.step_size, _tree.vdot(whitened, whitened), d, target)
             tuned = self.pool.replace_medians(tuned, "step_size")
