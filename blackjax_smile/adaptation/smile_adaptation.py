@@ -97,9 +97,10 @@ def smile_adaptation(
         slow window holds enough steps for it, else kronecker if there is a matrix
         among the parameters, else diagonal.
     target_deflection
-        Angle in radians by which the gradient of a step turns the momentum. Smaller,
-        0.1 say, where the gradient noise is skewed and many times the gradient (a rare
-        class and small batches): the bias falls with its square.
+        Angle in radians by which the gradient of a step turns the momentum, to start
+        with. Before the last window it is lowered, to a tenth at most, where the noise
+        alone turns the momentum more often than the chain needs: the bias by skewed
+        noise (a rare class and small batches) falls with its square.
     tuner
         How the step size is set: ``"deflection"``, or ``"energy_variance"``, the paper's
         tuner [1]_, started at the target deflection and frozen at the warmup's end.
