@@ -5,9 +5,10 @@
 
 `mlp`: 64-64-10, ReLU. `conv`: two 3 x 3 convolutions (8 and 16 channels, the second
 with stride 2) and a linear layer. Independent normal priors of deviation 2 (mlp) and 4
-(conv), by the validation rows, or ``--prior-deviation``. Rows split 70/10/20 by the seed. Members: AdamW 0.01, weight decay 0.005, batch 64, at
-most 200 epochs, early stopping on the validation rows with patience 10. The deep
-ensemble is their mixture; each is also the start of a chain.
+(conv), by the validation rows, or ``--prior-deviation``. Rows split 70/10/20 by the seed.
+Members: AdamW 0.01, weight decay 0.005, batch 64, at most 200 epochs, early stopping on the
+validation rows with patience 10. The deep ensemble is their mixture; each is also the start
+of a chain.
 
 lppd       mean over test rows of the log of the mean predictive density
 validation the same over the validation rows
