@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import blackjax
 import jax
+import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile._streaming import Blocks, by_rows, flat_draws
@@ -70,7 +71,9 @@ def prediction_diagnostics(
 
     Returns
     -------
-    `PredictionDiagnostics`. With one chain, ``rhat`` is that of its halves.
+    `PredictionDiagnostics`. With one chain, ``rhat`` is that of its halves. NaN for a
+    prediction that is the same in all draws, as a saturated probability is: summarise over
+    rows by `jax.numpy.nanmedian`.
 
     Raises
     ------
@@ -123,7 +126,11 @@ class _Diagnose:
         with jax.numpy_rank_promotion("allow"):
             rhat, ess = of_all(blackjax.rhat)(flat), of_all(blackjax.ess)(flat)
             within = of_each(blackjax.rhat)(flat), of_each(blackjax.ess)(flat)
-        rhat_within, ess_within = (x.reshape(*shape, self.num_chains) for x in within)
-        return PredictionDiagnostics(
-            rhat.reshape(shape), rhat_within, ess.reshape(shape), ess_within
+        # Of a constant BlackJAX returns what round-off makes of 0 / 0.
+        chain_varies = jnp.any(flat != flat[:, :1], axis=1).T
+        varies = jnp.any(flat != flat[:1, :1], axis=(0, 1))
+        rhat, ess = (jnp.where(varies, x, jnp.nan).reshape(shape) for x in (rhat, ess))
+        rhat_within, ess_within = (
+            jnp.where(chain_varies, x, jnp.nan).reshape(*shape, self.num_chains) for x in within
         )
+        return PredictionDiagnostics(rhat, rhat_within, ess, ess_within)

@@ -118,6 +118,16 @@ def test_a_chain_that_drifts_shows_within():
     assert found.rhat_within[0, 1] < 1.05
 
 
+def test_predictions_that_do_not_vary_have_no_r_hat():
+    """Saturated in all chains, in the first one, in none."""
+    slopes = autoregressive(rho=0.0) + jnp.array([[9.0], [0.0], [0.0], [0.0]])
+    found = prediction_diagnostics(jnp.minimum, slopes, jnp.array([-99.0, 4.5, 99.0]))
+    nowhere, first = [False] * 4, [True, False, False, False]
+    for all_chains, each in ((found.rhat, found.rhat_within), (found.ess, found.ess_within)):
+        np.testing.assert_array_equal(np.isnan(all_chains), [True, False, False])
+        np.testing.assert_array_equal(np.isnan(each), [[True] * 4, first, nowhere])
+
+
 def test_one_chain_and_too_few_draws():
     found = prediction_diagnostics(lambda a, x: a * x, autoregressive()[:1], jnp.ones(2))
     np.testing.assert_allclose(found.rhat, found.rhat_within[:, 0], rtol=1e-5)
