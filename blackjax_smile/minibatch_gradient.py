@@ -158,13 +158,14 @@ class Isotropy(NamedTuple):
     count
         Number of minibatches.
     square
-        Summed :math:`|n_i|^2`, averaged over the draws of a minibatch.
+        Summed :math:`|n_i|^2 / d`, averaged over the draws of a minibatch.
     product
-        Summed :math:`(n_i \cdot n_{i+1})^2` over consecutive minibatches, averaged
+        Summed :math:`(n_i \cdot n_{i+1} / d)^2` over consecutive minibatches, averaged
         over the pairs of their draws. Draws of one minibatch are uncorrelated but not
         independent, and make no pair.
     norm_product, norm_product_square
-        Sum of :math:`|n_i|^2 |n_{i+1}|^2` over the same pairs, and of its square.
+        Sum of :math:`|n_i|^2 |n_{i+1}|^2 / d^2` over the same pairs, and of its square (which
+        leaves the range of float32 in many dimensions, were it not for the :math:`d`).
     previous
         The draws of the last minibatch.
     """
@@ -186,14 +187,15 @@ def init_isotropy(like: ArrayTree, num_draws: int = 1) -> Isotropy:
 
 def update_isotropy(moments: Isotropy, whitened_noise: ArrayTree) -> Isotropy:
     """Add the draws of one minibatch's whitened noise, along a leading axis."""
-    norm2 = jax.vmap(lambda n: _tree.vdot(n, n))
+    d = pytree_size(jax.tree.map(lambda x: x[0], moments.previous))
+    norm2 = jax.vmap(lambda n: _tree.vdot(n, n) / d)
     norms2 = norm2(whitened_noise)
-    products = jax.vmap(lambda n: jax.vmap(_tree.vdot, (None, 0))(n, moments.previous))
+    product = jax.vmap(jax.vmap(lambda n, m: _tree.vdot(n, m) / d, (None, 0)), (0, None))
     norm_product = jnp.mean(norms2) * jnp.mean(norm2(moments.previous))
     return Isotropy(
         count=moments.count + 1,
         square=moments.square + jnp.mean(norms2),
-        product=moments.product + jnp.mean(products(whitened_noise) ** 2),
+        product=moments.product + jnp.mean(product(whitened_noise, moments.previous) ** 2),
         norm_product=moments.norm_product + norm_product,
         norm_product_square=moments.norm_product_square + norm_product**2,
         previous=whitened_noise,
@@ -231,7 +233,7 @@ def anisotropy(moments: Isotropy) -> tuple[Array, Array, Array]:
     previous = moments.previous
     num_draws = jax.tree.leaves(previous)[0].shape[0]
     d = pytree_size(jax.tree.map(lambda x: x[0], previous))
-    mean_variance = moments.square / (moments.count * d)
+    mean_variance = moments.square / moments.count
     excess = d * moments.product / moments.norm_product - 1
     # Ratios first: the square of a sum may leave the range of float32.
     share = jnp.sqrt(moments.norm_product_square) / moments.norm_product

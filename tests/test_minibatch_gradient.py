@@ -113,6 +113,28 @@ def test_anisotropy(spread, scale, num_draws):
     assert significant <= a
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1e4])
+def test_anisotropy_in_a_million_dimensions(scale):
+    """Noise of any strength: float32 holds the squares of squared norms of its vectors."""
+    root = jnp.where(jnp.arange(1_000_000) < 10_000, 10.0, 1.0)[None]
+
+    def found(scale):
+        def body(moments, key):
+            noise = scale * root * jax.random.normal(key, root.shape)
+            return update_isotropy(moments, noise), None
+
+        keys = jax.random.split(jax.random.key(0), 8)
+        return anisotropy(jax.lax.scan(body, init_isotropy(root[0]), keys)[0])
+
+    mean, a, significant = found(scale)
+    expected = found(1.0)
+    np.testing.assert_allclose(mean / scale**2, expected[0], rtol=1e-4)
+    np.testing.assert_allclose(expected[0], 1.99, rtol=0.01)  # one in a hundred of variance 100
+    np.testing.assert_allclose((a, significant), expected[1:], rtol=1e-4)
+    # a^2 is 24.5, known to a factor of 3 or so from seven pairs.
+    assert 1 < significant < a < 10
+
+
 @pytest.mark.parametrize("num_draws", [1, 3])
 @pytest.mark.parametrize("df", [3.0, np.inf])
 def test_a_short_window_of_white_noise_shows_no_anisotropy(df, num_draws):
