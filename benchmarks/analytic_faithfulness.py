@@ -21,7 +21,7 @@ import itertools
 import pathlib
 
 import numpy as np
-from analytic_suite import run_suite
+from analytic_suite import cells_of, finite_b2, run_suite
 from analytic_targets import STRUCTURES
 from tables import print_table, verdict
 
@@ -40,8 +40,7 @@ def figures_of_three(b2: np.ndarray) -> np.ndarray:
 
 
 def compare(row: dict, reference: float) -> dict:
-    b2 = np.asarray(row["b2"], np.float64)
-    b2 = np.where(np.isfinite(b2), b2, np.inf)
+    b2 = finite_b2(row)
     figures = figures_of_three(b2)
     low, high = np.quantile(figures, (0.025, 0.975))
     below = np.mean(figures <= reference)
@@ -66,15 +65,13 @@ def main() -> None:
     parser.add_argument("--num-seeds", type=int, default=NUM_SEEDS)
     parser.add_argument("--start", choices=("draw", "zeros"), default="draw")
     args = parser.parse_args()
-    common = {"target": "gaussian", "rotation": 0, "law": "normal", "num_gradients": 400_000}
-    cells = [
-        {**common, "structure": structure, "method": method, "seeds": args.num_seeds}
-        | {"grid": 9, "start": args.start}
-        for method in REFERENCE
-        for structure in STRUCTURES
-    ]
-    rows = run_suite(cells, args.output / "cells.jsonl")
-    references = itertools.chain(*REFERENCE.values())
+    wanted = argparse.Namespace(
+        reduced=False, targets=["gaussian"], rotations=[0], laws=["normal"],
+        structures=STRUCTURES, methods=list(REFERENCE), num_gradients=400_000,
+        seeds=args.num_seeds, grid=9, start=args.start,
+    )  # fmt: skip
+    rows = run_suite(cells_of(wanted), args.output / "cells.jsonl")
+    references = itertools.chain(*zip(*REFERENCE.values(), strict=True))
     print_table([compare(row, reference) for row, reference in zip(rows, references, strict=True)])
 
 

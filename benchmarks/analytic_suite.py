@@ -54,10 +54,15 @@ def run_cell(cell: dict) -> dict:
     return row | {"seconds": seconds}
 
 
+def finite_b2(row: dict) -> np.ndarray:
+    """Return b2 of every seed and step size, infinite where a chain did not stay finite."""
+    b2 = np.asarray(row["b2"], np.float64)
+    return np.where(np.isfinite(b2), b2, np.inf)
+
+
 def best(row: dict) -> dict:
     """Return a row of the table: the best step size by the mean over the seeds."""
-    b2 = np.asarray(row["b2"], np.float64)
-    b2 = np.where(np.isfinite(b2), b2, np.inf)
+    b2 = finite_b2(row)
     index = int(np.argmin(np.mean(b2, axis=0)))
     return {
         "target": row["target"],

@@ -114,10 +114,10 @@ class _Diagnose:
 
         # A quantity at a time: BlackJAX squeezes axes of length one away.
         def of_all(statistic):
-            return jax.vmap(statistic, in_axes=2)
+            return jax.vmap(_unless_constant(statistic), in_axes=2)
 
         def of_each(statistic):
-            of_chain = jax.vmap(lambda chain: statistic(chain[None]))
+            of_chain = jax.vmap(lambda chain: _unless_constant(statistic)(chain[None]))
             return jax.vmap(of_chain, in_axes=2)
 
         shape = values.shape[2:]
@@ -126,11 +126,17 @@ class _Diagnose:
         with jax.numpy_rank_promotion("allow"):
             rhat, ess = of_all(blackjax.rhat)(flat), of_all(blackjax.ess)(flat)
             within = of_each(blackjax.rhat)(flat), of_each(blackjax.ess)(flat)
-        # Of a constant BlackJAX returns what round-off makes of 0 / 0.
-        chain_varies = jnp.any(flat != flat[:, :1], axis=1).T
-        varies = jnp.any(flat != flat[:1, :1], axis=(0, 1))
-        rhat, ess = (jnp.where(varies, x, jnp.nan).reshape(shape) for x in (rhat, ess))
-        rhat_within, ess_within = (
-            jnp.where(chain_varies, x, jnp.nan).reshape(*shape, self.num_chains) for x in within
+        rhat_within, ess_within = (x.reshape(*shape, self.num_chains) for x in within)
+        return PredictionDiagnostics(
+            rhat.reshape(shape), rhat_within, ess.reshape(shape), ess_within
         )
-        return PredictionDiagnostics(rhat, rhat_within, ess, ess_within)
+
+
+def _unless_constant(statistic):
+    """Return a statistic that is NaN where BlackJAX's is what round-off makes of 0 / 0."""
+
+    def of_chains(chains):
+        varies = jnp.any(chains != chains[:1, :1])
+        return jnp.where(varies, statistic(chains), jnp.nan)
+
+    return of_chains

@@ -187,7 +187,7 @@ def init_isotropy(like: ArrayTree, num_draws: int = 1) -> Isotropy:
 
 def update_isotropy(moments: Isotropy, whitened_noise: ArrayTree) -> Isotropy:
     """Add the draws of one minibatch's whitened noise, along a leading axis."""
-    d = pytree_size(jax.tree.map(lambda x: x[0], moments.previous))
+    d = _dimension(moments)
     norm2 = jax.vmap(lambda n: _tree.vdot(n, n) / d)
     norms2 = norm2(whitened_noise)
     product = jax.vmap(jax.vmap(lambda n, m: _tree.vdot(n, m) / d, (None, 0)), (0, None))
@@ -200,6 +200,10 @@ def update_isotropy(moments: Isotropy, whitened_noise: ArrayTree) -> Isotropy:
         norm_product_square=moments.norm_product_square + norm_product**2,
         previous=whitened_noise,
     )
+
+
+def _dimension(moments: Isotropy) -> int:
+    return pytree_size(jax.tree.map(lambda x: x[0], moments.previous))
 
 
 def anisotropy(moments: Isotropy) -> tuple[Array, Array, Array]:
@@ -230,9 +234,8 @@ def anisotropy(moments: Isotropy) -> tuple[Array, Array, Array]:
     :math:`t_1`, :math:`a`, and what of it is significant,
     :math:`\sqrt{\max(a^2 - 2 \sigma, 0)}`; NaN without at least two minibatches.
     """
-    previous = moments.previous
-    num_draws = jax.tree.leaves(previous)[0].shape[0]
-    d = pytree_size(jax.tree.map(lambda x: x[0], previous))
+    num_draws = jax.tree.leaves(moments.previous)[0].shape[0]
+    d = _dimension(moments)
     mean_variance = moments.square / moments.count
     excess = d * moments.product / moments.norm_product - 1
     # Ratios first: the square of a sum may leave the range of float32.

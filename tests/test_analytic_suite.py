@@ -70,7 +70,7 @@ def test_exact_moments_have_no_error(suite):
         assert b2 < 10 / 50_000
 
 
-def test_a_reference_of_three_seeds_of_the_same_law_is_rarely_rejected(suite, monkeypatch):
+def test_a_reference_of_three_seeds_of_the_same_law_is_rarely_rejected(monkeypatch):
     """Lognormal errors: at p <= 0.05 in 6.7 % of 200 references, as 63 seeds say little of a tail.
 
     Outside of 1.5 to 13.5 % in 0.05 % of runs.
