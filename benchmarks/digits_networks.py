@@ -2,10 +2,12 @@
 
     python benchmarks/digits_networks.py                      # both networks
     python benchmarks/digits_networks.py --networks mlp --preconditioner diagonal
+    python benchmarks/digits_networks.py --temperatures 1 0.1 0.03 0.01    # the choice itself
 
 `mlp`: 64-64-10, ReLU. `conv`: two 3 x 3 convolutions (8 and 16 channels, the second
 with stride 2) and a linear layer. Independent normal priors of deviation 2 (mlp) and 4
-(conv), by the validation rows, or ``--prior-deviation``. Rows split 70/10/20 by the seed.
+(conv), or ``--prior-deviation``; the posterior to the power 1 / temperature, likelihood and
+prior alike. Both by the validation rows. Rows split 70/10/20 by the seed.
 Members: AdamW 0.01, weight decay 0.005, batch 64, at most 200 epochs, early stopping on the
 validation rows with patience 10. The deep ensemble is their mixture; each is also the start
 of a chain.
@@ -42,7 +44,14 @@ from blackjax_smile.function_space import prediction_diagnostics
 BATCH_SIZE = 128
 NUM_CLASSES = 10
 PRIOR_DEVIATIONS = {"mlp": 2.0, "conv": 4.0}
+TEMPERATURES = {"mlp": 0.03, "conv": 0.03}
 NUTS_DRAWS = 250
+
+SCORES = ("validation", "lppd", "ece", "accuracy")
+COLUMNS = (
+    *("network", "seed", "sampler", "temperature", *SCORES),
+    *("rhat", "rejected", "anisotropy", "seconds"),
+)
 
 
 def load_data(seed: int):
@@ -147,12 +156,12 @@ def with_prior(network: bnn.Network, deviation: float) -> bnn.Network:
     )
 
 
-def run_nuts(network: bnn.Network, rows, starts, rng_key):
+def run_nuts(network: bnn.Network, rows, starts, rng_key, temperature: float):
     """Return draws of full-batch NUTS, one chain from each start, and seconds."""
 
     def logdensity_fn(position):
         likelihood = jax.vmap(network.loglikelihood, (None, 0))(position, rows)
-        return network.logprior(position) + jnp.sum(likelihood)
+        return (network.logprior(position) + jnp.sum(likelihood)) / temperature
 
     def chain(key, start):
         return nuts_chain(
@@ -165,28 +174,24 @@ def run_nuts(network: bnn.Network, rows, starts, rng_key):
     return draws, time.perf_counter() - began
 
 
-def compare(name: str, seed: int, args) -> list[dict]:
-    deviation = args.prior_deviation or PRIOR_DEVIATIONS[name]
-    network, data = with_prior(NETWORKS[name](), deviation), load_data(seed)
+def run_smile(network: bnn.Network, data, starts, temperature: float, rng_key, args) -> dict:
+    """Return the row of an ensemble of `smile` from ``starts``, nothing set by hand."""
     rows, validation, test = data
-    train_key, warmup_key, sample_key = jax.random.split(jax.random.key(seed), 3)
-    began = time.perf_counter()
-    members = jax.block_until_ready(train(network, data, args.num_chains, train_key))
-    seconds_training = time.perf_counter() - began
-    mixture = jax.tree.map(lambda x: x[:, None], members.positions)
-    deep = scores(network, mixture, validation, test)
-
-    logdensity_fn = blackjax.sgmcmc.gradients.logdensity_estimator(
+    warmup_key, sample_key = jax.random.split(rng_key)
+    posterior = blackjax.sgmcmc.gradients.logdensity_estimator(
         network.logprior, network.loglikelihood, len(rows[1])
     )
+
+    def logdensity_fn(position, minibatch):
+        return posterior(position, minibatch) / temperature
+
     minibatch_fn = blackjax_smile.minibatch_sampler(rows, BATCH_SIZE)
     warmup = blackjax_smile.smile_adaptation(
         blackjax_smile.smile, logdensity_fn, minibatch_fn, preconditioner=args.preconditioner
     )
     began = time.perf_counter()
-    adapted = blackjax_smile.adapt_ensemble(warmup_key, warmup, members.positions, args.num_warmup)
+    adapted = blackjax_smile.adapt_ensemble(warmup_key, warmup, starts, args.num_warmup)
     sound = blackjax_smile.drop_failed(adapted)
-    num_samples = args.num_steps // args.thinning
     _, (positions, infos) = jax.block_until_ready(
         blackjax_smile.sample_ensemble(
             sample_key,
@@ -194,34 +199,64 @@ def compare(name: str, seed: int, args) -> list[dict]:
             logdensity_fn,
             minibatch_fn,
             sound,
-            num_samples,
+            args.num_steps // args.thinning,
             args.thinning,
         )
     )
     seconds = time.perf_counter() - began
-    ours = scores(network, positions, validation, test)
     found = prediction_diagnostics(network.loglikelihood, positions, test)
-    common = {"network": name, "seed": seed}
-    size = sum(leaf.size for leaf in jax.tree.leaves(members.positions)) // args.num_chains
-    found_rows = [
-        {**common, "d": size, "sampler": "deep ensemble", **deep, "rhat": "", "rejected": "",
-         "anisotropy": "", "seconds": seconds_training, "bar": ""},
-        {**common, "d": size, "sampler": f"smile, {args.preconditioner}", **ours,
-         "rhat": f"{float(jnp.nanmedian(found.rhat)):.2f} / "
-                 f"{float(jnp.nanmedian(found.rhat_within)):.2f}",
-         "rejected": float(jnp.sum(infos.is_divergent)) / (len(sound.failed) * args.num_steps),
-         "anisotropy": float(jnp.mean(sound.info.windows.anisotropy[:, -1])),
-         "seconds": seconds,
-         "bar": verdict(ours["lppd"] > deep["lppd"] and ours["ece"] < deep["ece"])},
-    ]  # fmt: skip
-    if args.nuts:
-        draws, seconds = run_nuts(network, rows, members.positions, sample_key)
-        blank = dict.fromkeys(found_rows[0], "")
-        full = scores(network, draws, validation, test)
-        found_rows.append(
-            {**blank, **common, "d": size, "sampler": "nuts", **full, "seconds": seconds}
-        )
-    return found_rows
+    rejected = jnp.sum(infos.is_divergent) / (len(sound.failed) * args.num_steps)
+    return {
+        **scores(network, positions, validation, test),
+        "rhat": f"{float(jnp.nanmedian(found.rhat)):.2f} / "
+        f"{float(jnp.nanmedian(found.rhat_within)):.2f}",
+        "rejected": float(rejected),
+        "anisotropy": float(jnp.mean(sound.info.windows.anisotropy[:, -1])),
+        "seconds": seconds,
+    }
+
+
+def compare(name: str, seed: int, args) -> list[dict]:
+    network = with_prior(NETWORKS[name](), args.prior_deviation or PRIOR_DEVIATIONS[name])
+    data = load_data(seed)
+    rows, validation, test = data
+    train_key, smile_key, nuts_key = jax.random.split(jax.random.key(seed), 3)
+    began = time.perf_counter()
+    members = jax.block_until_ready(train(network, data, args.num_chains, train_key))
+    seconds = time.perf_counter() - began
+    mixture = jax.tree.map(lambda x: x[:, None], members.positions)
+    blank = dict.fromkeys(COLUMNS, "") | {"network": name, "seed": seed}
+    deep = scores(network, mixture, validation, test)
+    found = [{**blank, "sampler": "deep ensemble", **deep, "seconds": seconds}]
+    for temperature in args.temperatures or [TEMPERATURES[name]]:
+        row = {**blank, "temperature": temperature}
+        ours = run_smile(network, data, members.positions, temperature, smile_key, args)
+        found.append({**row, "sampler": f"smile, {args.preconditioner}", **ours})
+        if args.nuts:
+            draws, seconds = run_nuts(network, rows, members.positions, nuts_key, temperature)
+            full = scores(network, draws, validation, test)
+            found.append({**row, "sampler": "nuts", **full, "seconds": seconds})
+    return found
+
+
+def means_over_seeds(rows: list[dict]) -> list[dict]:
+    """Return the means of each sampler and temperature, and what they say of the bar."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["sampler"], row["temperature"]), []).append(row)
+    means = [
+        {
+            **dict(zip(("network", "sampler", "temperature"), group, strict=True)),
+            **{name: float(np.mean([row[name] for row in found])) for name in SCORES},
+        }
+        for group, found in groups.items()
+    ]
+    deep = {row["network"]: row for row in means if row["sampler"] == "deep ensemble"}
+    for row in means:
+        rival = deep[row["network"]]
+        better = row["lppd"] > rival["lppd"] and row["ece"] < rival["ece"]
+        row["bar"] = verdict(better) if row["sampler"].startswith("smile") else ""
+    return means
 
 
 def main() -> None:
@@ -230,6 +265,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--preconditioner", default="auto")
     parser.add_argument("--prior-deviation", type=float)
+    parser.add_argument("--temperatures", type=float, nargs="+", help="default: as chosen")
     parser.add_argument("--nuts", action="store_true", help="full batch, for reference")
     parser.add_argument("--num-chains", type=int, default=4)
     parser.add_argument("--num-warmup", type=int, default=4000)
@@ -245,6 +281,8 @@ def main() -> None:
             rows += found
     print()
     print_table(rows)
+    print()
+    print_table(means_over_seeds(rows))
     if args.output:
         write_csv(args.output, rows)
 

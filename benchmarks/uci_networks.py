@@ -22,6 +22,7 @@ import argparse
 import os
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ from tables import print_table, verdict, write_csv
 CHAINS = {"airfoil": 10, "bikesharing": 4}
 BARS = {"airfoil": 0.53, "bikesharing": 0.145}
 CEILING_GAP = 0.05
+SENSITIVITY_BAR = 0.03
 
 #: Step sizes to choose from, by validation LPPD; for the naive SMILE as multiples of
 #: the step size that the warmup found.
@@ -50,14 +52,23 @@ GRIDS = {
 METHODS = ("ensemble", "smile", "diagonal", "dense", "sgld", "sghmc", "naive", "nuts")
 MINIBATCH_RIVALS = ("diagonal", "sgld", "sghmc", "naive")
 
-#: Options of `smile` whose effect should be small.
+
+class Variant(NamedTuple):
+    """Options of `smile`, and the run that it is compared with."""
+
+    options: dict
+    against: str = ""
+
+
+#: What should not matter, and two runs of another length. The bar is on runs that are equally
+#: long, by the draws that are later than both warmups.
 SENSITIVITY = {
-    "deflection 0.1": {"target_deflection": 0.1},
-    "deflection 0.4": {"target_deflection": 0.4},
-    "warmup / 10": {"num_warmup": 2_000},
-    "warmup / 10, same total": {"num_warmup": 2_000, "num_gradients": 60_000},
-    "warmup x 10": {"num_warmup": 200_000},
-    "as long, same warmup": {"num_gradients": 240_000},
+    "deflection 0.1": Variant({"target_deflection": 0.1}),
+    "deflection 0.4": Variant({"target_deflection": 0.4}),
+    "warmup / 10, same total": Variant({"num_warmup": 2_000, "num_gradients": 60_000}),
+    "as long, same warmup": Variant({"num_gradients": 240_000}),
+    "warmup x 10": Variant({"num_warmup": 200_000}, "as long, same warmup"),
+    "warmup / 10, shorter run": Variant({"num_warmup": 2_000}),
 }
 
 
@@ -95,10 +106,8 @@ class Runs:
         data = uci_data.load(table, seed, args.data)
         num_chains = args.chains or CHAINS[table]
         starts = uci_model.warm_starts(jax.random.key(seed), data, num_chains)
-        num_warmup = options.pop("num_warmup", args.num_warmup)
-        # A longer warmup does not shorten the run, nor does a shorter one prolong it.
-        num_gradients = args.num_gradients - args.num_warmup + num_warmup
-        num_gradients = options.pop("num_gradients", num_gradients)
+        num_warmup, num_gradients = self.lengths(options)
+        options = {k: v for k, v in options.items() if k not in ("num_warmup", "num_gradients")}
         if method == "nuts":
             starts = jax.tree.map(lambda x: x[: args.nuts_chains], starts)
         problem = samplers.Problem(data, starts, num_gradients, jax.random.key(100 + seed))
@@ -109,6 +118,16 @@ class Runs:
         os.replace(partial, path)
         seconds = time.perf_counter() - began
         print(f"{path.stem}: LPPD {lppd(kept['test_logs']):.3f}, {seconds:.0f} s", flush=True)
+
+    def lengths(self, options: dict) -> tuple[int, int]:
+        """Return the gradients of the warmup and of the whole run.
+
+        A longer warmup does not shorten the run, nor does a shorter one prolong it.
+        """
+        args = self.args
+        num_warmup = options.get("num_warmup", args.num_warmup)
+        num_gradients = args.num_gradients - args.num_warmup + num_warmup
+        return num_warmup, options.get("num_gradients", num_gradients)
 
     def best_step_size(self, table: str, method: str) -> float:
         grid = GRIDS[method][table]
@@ -172,17 +191,46 @@ def verdicts(table: str, scores: dict) -> str:
 
 
 def sensitivity(table: str, runs: Runs) -> list[dict]:
-    base = summary([runs.get(table, seed, "smile") for seed in runs.args.seeds])["LPPD"]
+    """Compare variants of `smile` by whole runs and, where these are equally long, by the
+    draws that are later than both warmups."""
     rows = []
-    for variant, options in SENSITIVITY.items():
-        found = [
-            runs.get(table, seed, "smile", None, variant, **options) for seed in runs.args.seeds
+    for name, variant in SENSITIVITY.items():
+        reference = SENSITIVITY[variant.against].options if variant.against else {}
+        pair = [
+            [
+                runs.get(table, seed, "smile", None, label, **options)["test_logs"]
+                for seed in runs.args.seeds
+            ]
+            for label, options in ((name, variant.options), (variant.against, reference))
         ]
-        cells = summary(found)
-        change = cells["LPPD"] - base
-        bar = verdict(abs(change) < 0.03)
-        rows.append({"table": table, "variant": variant, **cells, "change": change, "bar": bar})
+        ours, theirs = (np.array([lppd(logs) for logs in found]) for found in pair)
+        row = {
+            "table": table,
+            "variant": name,
+            "against": variant.against or "as set",
+            "LPPD": float(np.mean(ours)),
+            "by seed": " ".join(f"{score:.3f}" for score in ours),
+            "change": float(np.mean(ours - theirs)),
+            "of the same draws": "",
+            "bar": "",
+        }
+        lengths = [runs.lengths(options) for options in (variant.options, reference)]
+        if lengths[0][1] == lengths[1][1]:
+            start = max(num_warmup for num_warmup, _ in lengths)
+            late = [
+                np.mean([lppd(later_than(start, logs, *length)) for logs in found])
+                for found, length in zip(pair, lengths, strict=True)
+            ]
+            row["of the same draws"] = float(late[0] - late[1])
+            row["bar"] = verdict(abs(late[0] - late[1]) < SENSITIVITY_BAR)
+        rows.append(row)
     return rows
+
+
+def later_than(start: int, logs, num_warmup: int, num_gradients: int):
+    """Return the draws of a run that come after ``start`` gradients."""
+    share = (np.arange(logs.shape[1]) + 1) / logs.shape[1]
+    return logs[:, num_warmup + share * (num_gradients - num_warmup) > start]
 
 
 def against_nuts(table: str, runs: Runs) -> list[dict]:
