@@ -15,6 +15,7 @@ of a chain.
 lppd       mean over test rows of the log of the mean predictive density
 validation the same over the validation rows
 ece        expected calibration error, 15 bins, of the mean predictive probabilities
+floor      the same if the predictions were calibrated: labels drawn from them, mean of 200
 accuracy   of the same
 rhat       of the test rows' log-likelihood, median over the rows where
            it varies: all chains / each by itself
@@ -47,7 +48,7 @@ PRIOR_DEVIATIONS = {"mlp": 2.0, "conv": 4.0}
 TEMPERATURES = {"mlp": 0.03, "conv": 0.03}
 NUTS_DRAWS = 250
 
-SCORES = ("validation", "lppd", "ece", "accuracy")
+SCORES = ("validation", "lppd", "ece", "floor", "accuracy")
 COLUMNS = (
     *("network", "seed", "sampler", "temperature", *SCORES),
     *("rhat", "rejected", "anisotropy", "seconds"),
@@ -146,8 +147,19 @@ def scores(network: bnn.Network, positions, validation, test) -> dict:
         "validation": float(evaluation.lppd(network.loglikelihood, positions, validation)),
         "lppd": float(evaluation.lppd(network.loglikelihood, positions, test)),
         "ece": float(evaluation.expected_calibration_error(probabilities, test[1])),
+        "floor": calibration_floor(probabilities),
         "accuracy": float(evaluation.accuracy(probabilities, test[1])),
     }
+
+
+def calibration_floor(probabilities) -> float:
+    """Return the mean calibration error of labels that follow the predictions."""
+
+    def draw(rng_key):
+        labels = jax.random.categorical(rng_key, jnp.log(probabilities))
+        return evaluation.expected_calibration_error(probabilities, labels)
+
+    return float(np.mean([draw(key) for key in jax.random.split(jax.random.key(0), 200)]))
 
 
 def with_prior(network: bnn.Network, deviation: float) -> bnn.Network:
