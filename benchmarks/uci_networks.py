@@ -193,16 +193,16 @@ def verdicts(table: str, scores: dict) -> str:
 def sensitivity(table: str, runs: Runs) -> list[dict]:
     """Compare variants of `smile` by whole runs and, where these are equally long, by the
     draws that are later than both warmups."""
+
+    def logs_of(label: str, options: dict) -> list:
+        seeds = runs.args.seeds
+        found = (runs.get(table, seed, "smile", None, label, **options) for seed in seeds)
+        return [run["test_logs"] for run in found]
+
     rows = []
     for name, variant in SENSITIVITY.items():
         reference = SENSITIVITY[variant.against].options if variant.against else {}
-        pair = [
-            [
-                runs.get(table, seed, "smile", None, label, **options)["test_logs"]
-                for seed in runs.args.seeds
-            ]
-            for label, options in ((name, variant.options), (variant.against, reference))
-        ]
+        pair = logs_of(name, variant.options), logs_of(variant.against, reference)
         ours, theirs = (np.array([lppd(logs) for logs in found]) for found in pair)
         row = {
             "table": table,
