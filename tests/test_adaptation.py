@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 import blackjax_smile
-from blackjax_smile.adaptation import energy, step_size
+from blackjax_smile.adaptation import energy
 from blackjax_smile.adaptation.schedule import build_schedule
 from blackjax_smile.preconditioners import (
     DensePreconditioner,
@@ -80,11 +80,6 @@ class TestPosterior:
         assert results["diagonal"][0] < 0.8
         assert results["diagonal"][1] > 50
         assert results["diagonal"][2] > 1
-
-    def test_far_start(self):
-        position = PROBLEM.mode + 10 * jnp.sqrt(jnp.diag(jnp.asarray(COVARIANCE, jnp.float32)))
-        draws, *_ = sample(PROBLEM.logdensity_fn, PROBLEM.minibatch_fn(100), position, 3000, 60_000)
-        assert_moments(draws, MEAN, np.diag(COVARIANCE), 0.05, 0.05)
 
     @pytest.mark.parametrize("start", ["mode", "near the mode"])
     def test_control_variates(self, start):
@@ -329,53 +324,6 @@ class TestParts:
         assert doubling == tuple(100 * 2**i for i in range(len(doubling)))
         if doubling:
             assert schedule.slow_windows[-1] >= 2 * doubling[-1]
-
-    @staticmethod
-    def drive(grad_norms, alignment=0.0, start=1e-3, d=10, target=0.25, rejected=()):
-        """Feed gradients of given sizes to the step-size rule; return its step sizes."""
-        state, sizes = step_size.init_step_size(jnp.asarray(start)), []
-        update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
-        for i, norm in enumerate(grad_norms):
-            info = blackjax_smile.SmileInfo(
-                logdensity=0.0,
-                kinetic_change=0.0,
-                energy_change=0.0,
-                deflection=state.step_size * norm / (d - 1),
-                alignment=jnp.asarray(alignment),
-                is_divergent=jnp.asarray(i in rejected),
-            )
-            state = update(state, info, d, target)
-            sizes.append(float(state.step_size))
-        return np.asarray(sizes)
-
-    def test_step_size_hits_the_target_and_recovers_from_a_bad_stretch(self):
-        norms = np.concatenate([np.full(200, 3.0), np.full(20, 3e4), np.full(500, 3.0)])
-        sizes = self.drive(norms)
-        # A fixed alignment of 0 turns more than a random one does on average.
-        target = sizes[199]
-        np.testing.assert_allclose(target, 0.25 * 9 / 3.0, rtol=0.06)
-        assert sizes[219] < 0.2 * target
-        np.testing.assert_allclose(sizes[-1], target, rtol=0.01)
-
-    def test_one_spike_does_not_ruin_the_step_size(self):
-        norms = np.full(300, 3.0)
-        norms[200] = 3e6
-        sizes = self.drive(norms)
-        assert sizes[200] > 0.7 * sizes[199]
-
-    def test_step_size_shrinks_while_everything_is_rejected_and_grows_again(self):
-        sizes = self.drive(np.full(600, 3.0), rejected=range(100, 200))
-        assert sizes[199] < 0.3 * sizes[99]
-        np.testing.assert_allclose(sizes[-1], sizes[99], rtol=0.01)
-
-    def test_step_size_grows_on_the_way_down(self):
-        aligned, crosswise = self.drive(np.full(300, 3.0), 0.9), self.drive(np.full(300, 3.0), 0.0)
-        np.testing.assert_allclose(aligned[-1] / crosswise[-1], (1 - 0.81) ** -0.5, rtol=0.01)
-
-    def test_start_from_nothing(self):
-        """Without any gradient the step doubles until there is one."""
-        sizes = self.drive(np.zeros(10), start=1e-6)
-        np.testing.assert_allclose(sizes, 1e-6 * 2.0 ** np.arange(1, 11), rtol=1e-5)
 
     @pytest.mark.parametrize("shape", [0.5, 1.0, 5.0, 50.0])
     def test_energy_threshold_is_ten_times_what_is_seen_or_expected(self, shape):

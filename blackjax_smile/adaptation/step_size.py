@@ -1,8 +1,12 @@
 r"""The step size, from a target for the deflection.
 
 The deflection :math:`\delta = \epsilon |\tilde g| / (d - 1)` is the angle by
-which a step turns the momentum, a number without units; the step size that hits
-a target follows from the size of the whitened gradient alone.
+which a gradient at a right angle turns the momentum in a step, a number without units;
+the step size that hits a target follows from the size of the whitened gradient alone.
+
+A chain far from the posterior is drawn there, its momentum along the gradient. What it
+turns by is then less than the deflection, and what counts: the step grows until the path
+bends, and shrinks as fast where the gradient turns against it.
 """
 
 from collections.abc import Callable
@@ -13,6 +17,12 @@ from blackjax.types import Array
 from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 
+from blackjax_smile import _tree
+from blackjax_smile.sgmcmc.running_moments import (
+    RunningMoments,
+    init_running_moments,
+    update_running_moments,
+)
 from blackjax_smile.sgmcmc.smile import SmileInfo
 
 __all__ = [
@@ -21,11 +31,18 @@ __all__ = [
     "StepSizeState",
     "init_step_size",
     "restart_step_size",
+    "turning_angle",
     "update_step_size",
 ]
 
-#: Memory of the running mean of log |g|^2: about 50 steps.
-DECAY = 0.98
+#: Weight of a new gradient in the running mean of log |g|^2: a memory of about 50 steps,
+SMOOTHING_FACTOR = 0.02
+
+#: and in that of the last few steps, which shortens a step that has become far too long
+RECENT_SMOOTHING_FACTOR = 0.2
+
+#: by more than this factor: beyond what a few gradients vary by in the stationary law.
+RECENT_MARGIN = 2.0
 
 #: A step size at most doubles from one step to the next.
 MAX_GROWTH = 2.0
@@ -34,9 +51,8 @@ MAX_GROWTH = 2.0
 #: that a step size at which nothing is accepted shrinks.
 REJECTION_FACTOR = 4.0
 
-
-#: The step grows at most tenfold over the one that the gradient's size allows.
-MIN_TURNING_SHARE = 1e-2
+#: An alignment within float32's precision of 1 shows no smaller turn than this share of it.
+MIN_TURN = 1e-3
 
 
 class StepSizeRule(NamedTuple):
@@ -48,7 +64,8 @@ class StepSizeRule(NamedTuple):
     update
         ``(state, info, dimension, target) -> state``: take in one step.
     restart
-        ``(state, grad_norm2, dimension, target) -> state``: after a change of the map.
+        ``(state, growth, dimension, target) -> state``: after a change of the map, which
+        makes the whitened gradient longer by ``growth``; NaN where there is no gradient.
     holds_target
         Whether the deflection follows a change of the target.
     """
@@ -60,20 +77,20 @@ class StepSizeRule(NamedTuple):
 
 
 class StepSizeState(NamedTuple):
-    """A running geometric mean of the squared gradient norm and the step size.
+    """Running geometric means of the squared gradient norm and the step size.
 
     log_grad_norm2
-        Weighted sum of log |g|^2. Its geometric mean survives a single spike,
-        which would ruin an arithmetic one.
-    weight
-        Sum of the weights; 0 until the step size has grown to where a gradient
-        says something.
+        Running mean of log |g|^2. The geometric mean survives a single spike,
+        which would ruin an arithmetic one. Its weight is 0 until the step size has
+        grown to where a gradient says something.
+    recent
+        The same over the last few steps.
     step_size
         The step size for the next step.
     """
 
-    log_grad_norm2: Array
-    weight: Array
+    log_grad_norm2: RunningMoments
+    recent: RunningMoments
     step_size: Array
 
 
@@ -83,20 +100,20 @@ def init_step_size(step_size: Array) -> StepSizeState:
     A gradient near a mode may be next to nothing (with control variates its
     noise is, too) and must not set the first step.
     """
-    zero = jnp.zeros_like(step_size)
-    return StepSizeState(zero, zero, step_size)
+    moments = init_running_moments(step_size)
+    return StepSizeState(moments, moments, step_size)
 
 
 def restart_step_size(
-    state: StepSizeState, grad_norm2: Array, dimension: int, target: ArrayLike
+    state: StepSizeState, growth: Array, dimension: int, target: ArrayLike
 ) -> StepSizeState:
-    """Forget the past after the metric has changed; ``grad_norm2`` is in the new one."""
-    known = (state.weight > 0) & (grad_norm2 > 0)
-    log_grad_norm2 = jnp.log(jnp.where(known, grad_norm2, 1))
-    step_size = _on_target(log_grad_norm2, dimension, target)
-    weight = jnp.where(known, 1 - DECAY, 0).astype(state.weight.dtype)
-    step_size = jnp.where(known, step_size, state.step_size)
-    return StepSizeState(weight * log_grad_norm2, weight, step_size)
+    """Forget the past but for its mean after the metric has changed."""
+    known = (state.log_grad_norm2.weight > 0) & (growth > 0) & jnp.isfinite(growth)
+    start = init_step_size(state.step_size)
+    log_grad_norm2 = state.log_grad_norm2.mean + 2 * jnp.log(jnp.where(known, growth, 1))
+    on_target = _on_target(log_grad_norm2, dimension, target)
+    restarted = _take_in(start, log_grad_norm2)._replace(step_size=on_target)
+    return _tree.select(known, restarted, start)
 
 
 def update_step_size(
@@ -104,32 +121,59 @@ def update_step_size(
 ) -> StepSizeState:
     r"""Take in one step.
 
-    Counted is the part of the gradient that turns the momentum,
-    :math:`|\tilde g|^2 (1 - s^2)` with :math:`s` the cosine between the two,
-    over its mean logarithm for a direction at random. In the stationary law that
+    Counted is the part of the gradient that turns the momentum: in place of the deflection
+    :math:`\delta` the angle between the momentum and the turned one, which is
+    :math:`\delta \sqrt{1 - s^2}` where it is small, :math:`s` the cosine between momentum and
+    gradient; over its mean logarithm for a direction at random. In the stationary law that
     is the deflection; on the way down from a distant start the gradient points
     along the momentum, and the step may be longer.
 
     The rule has two sides: the step size recovers after a bad stretch.
     """
-    log_sum, weight, step_size = state
-    deflection2 = info.deflection**2 * jnp.maximum(1 - info.alignment**2, MIN_TURNING_SHARE)
-    deflection2 *= jnp.exp(-_mean_log_turning_share(dimension))
+    known = state.log_grad_norm2.weight > 0
+    turn2 = turning_angle(info.deflection, info.alignment) ** 2
+    turn2 *= jnp.exp(-_mean_log_turning_share(dimension))
     # Before the first observation only a step that turned the momentum counts.
-    informative = jnp.where(weight > 0, deflection2 > 0, deflection2 > (0.5 * target) ** 2)
-    scale = ((dimension - 1) / step_size) ** 2
-    observed = jnp.log(jnp.where(informative, deflection2, 1) * scale)
-    expected = log_sum / jnp.where(weight > 0, weight, 1)
+    informative = jnp.where(known, turn2 > 0, turn2 > (0.5 * target) ** 2)
+    scale = ((dimension - 1) / state.step_size) ** 2
+    observed = jnp.log(jnp.where(informative, turn2, 1) * scale)
     rejected = info.is_divergent
-    observed = jnp.where(rejected, expected + 2 * jnp.log(REJECTION_FACTOR), observed)
-    counts = jnp.where(rejected, weight > 0, informative)
-    log_sum = jnp.where(counts, DECAY * log_sum + (1 - DECAY) * observed, log_sum)
-    weight = jnp.where(counts, DECAY * weight + (1 - DECAY), weight)
+    as_rejected = state.log_grad_norm2.mean + 2 * jnp.log(REJECTION_FACTOR)
+    observed = jnp.where(rejected, as_rejected, observed)
+    counts = jnp.where(rejected, known, informative)
+    new = _tree.select(counts, _take_in(state, observed), state)
 
-    on_target = _on_target(log_sum / jnp.where(weight > 0, weight, 1), dimension, target)
-    growing = jnp.where(rejected, step_size / REJECTION_FACTOR, MAX_GROWTH * step_size)
-    bounded = jnp.minimum(on_target, MAX_GROWTH * step_size)
-    return StepSizeState(log_sum, weight, jnp.where(weight > 0, bounded, growing))
+    recent = new.recent.mean - 2 * jnp.log(RECENT_MARGIN)
+    on_target = _on_target(jnp.maximum(new.log_grad_norm2.mean, recent), dimension, target)
+    growing = MAX_GROWTH * state.step_size
+    step_size = jnp.where(
+        new.log_grad_norm2.weight > 0,
+        jnp.minimum(on_target, growing),
+        jnp.where(rejected, state.step_size / REJECTION_FACTOR, growing),
+    )
+    return new._replace(step_size=step_size)
+
+
+def turning_angle(deflection: Array, alignment: Array) -> Array:
+    r"""Return the angle between a momentum and the same after a kick, in radians.
+
+    Of the exact flow in `blackjax_smile.sgmcmc.dynamics.kick`, in the plane of the momentum and
+    the gradient. At least `MIN_TURN` times the deflection, or that of a deflection of 1.
+    """
+    shrunk = -jnp.expm1(-deflection)
+    towards = shrunk * (2 - shrunk + alignment * shrunk)
+    sine = jnp.sqrt(jnp.maximum(1 - alignment**2, 0))
+    angle = jnp.arctan2(towards * sine, towards * alignment + 2 * (1 - shrunk))
+    return jnp.maximum(angle, MIN_TURN * jnp.minimum(deflection, 1))
+
+
+def _take_in(state: StepSizeState, log_grad_norm2: Array) -> StepSizeState:
+    return state._replace(
+        log_grad_norm2=update_running_moments(
+            state.log_grad_norm2, log_grad_norm2, SMOOTHING_FACTOR
+        ),
+        recent=update_running_moments(state.recent, log_grad_norm2, RECENT_SMOOTHING_FACTOR),
+    )
 
 
 def _mean_log_turning_share(dimension: int) -> Array:

@@ -19,6 +19,7 @@ from blackjax_smile.minibatch_gradient import (
     value_and_grad,
 )
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.preconditioners.diagonal import noise_floor
 from blackjax_smile.preconditioners.moments import (
     init_moments,
     update_moments,
@@ -78,7 +79,12 @@ class WindowedAdaptation(NamedTuple):
     def init(self, sampler: SmileState, probe: Probe) -> AdaptationState:
         """Return the state at the start of the first window."""
         moments = self.pool.sums(probe.moments, jax.tree.map(jnp.zeros_like, probe.moments))
-        preconditioner = self.estimator.init(variance_of(moments))
+        variance = variance_of(moments)
+        # Where a gradient vanishes at the start (a factor of one that is zero), its noise says
+        # nothing: no parameter is to move more freely than most before a window was seen.
+        _, typical = noise_floor(variance)
+        variance = jax.tree.map(lambda v: v + typical.astype(v.dtype), variance)
+        preconditioner = self.estimator.init(variance)
         d = pytree_size(sampler.position)
         velocity = preconditioner.to_position(sampler.momentum)
         size = jnp.sqrt(_tree.vdot(sampler.position, sampler.position) / d)
@@ -214,14 +220,15 @@ class WindowedAdaptation(NamedTuple):
 
         def restart(state: AdaptationState) -> AdaptationState:
             preconditioner = self.estimator.fit(moments, state.preconditioner)
-            whitened = preconditioner.whiten(state.grad)
+            old, new = (p.whiten(state.grad) for p in (state.preconditioner, preconditioner))
+            growth = jnp.sqrt(_tree.vdot(new, new) / _tree.vdot(old, old))
             turning = 1 / (1 / noise + 1 / self._refresh_length(state))
             diffusive = refresh_length.diffusive_length(window.path, epsilon, turning)
             share = refresh_length.deflection_share(natural, noise, diffusive)
             # Only the last slow window is long enough to know.
             share = jnp.where(self.rule.holds_target & (windows_left == 1), share, 1)
             target = share * state.target_deflection
-            tuned = self.rule.restart(state.step_size, _tree.vdot(whitened, whitened), d, target)
+            tuned = self.rule.restart(state.step_size, growth, d, target)
             tuned = self.pool.replace_medians(tuned, "step_size")
             momentum = dynamics.random_momentum(rng_key, state.sampler.momentum)
             return AdaptationState(

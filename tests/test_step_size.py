@@ -1,0 +1,95 @@
+"""The rule that sets the step size, fed with gradients of given sizes and directions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import blackjax_smile
+from blackjax_smile.adaptation import step_size
+from blackjax_smile.sgmcmc import dynamics
+
+pytestmark = pytest.mark.numerics
+
+
+def drive(grad_norms, alignment=0.0, start=1e-3, d=10, target=0.25, rejected=()):
+    """Feed gradients of given sizes to the step-size rule; return its step sizes."""
+    state, sizes = step_size.init_step_size(jnp.asarray(start)), []
+    update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
+    for i, norm in enumerate(grad_norms):
+        info = blackjax_smile.SmileInfo(
+            logdensity=0.0,
+            kinetic_change=0.0,
+            energy_change=0.0,
+            deflection=state.step_size * norm / (d - 1),
+            alignment=jnp.asarray(alignment),
+            is_divergent=jnp.asarray(i in rejected),
+        )
+        state = update(state, info, d, target)
+        sizes.append(float(state.step_size))
+    return np.asarray(sizes)
+
+
+def test_step_size_hits_the_target_and_recovers_from_a_bad_stretch():
+    norms = np.concatenate([np.full(200, 3.0), np.full(20, 3e4), np.full(500, 3.0)])
+    sizes = drive(norms)
+    # A fixed alignment of 0 turns more than a random one does on average.
+    target = sizes[199]
+    np.testing.assert_allclose(target, 0.25 * 9 / 3.0, rtol=0.06)
+    assert sizes[219] < 0.2 * target
+    np.testing.assert_allclose(sizes[-1], target, rtol=0.01)
+
+
+def test_one_spike_does_not_ruin_the_step_size():
+    norms = np.full(300, 3.0)
+    norms[200] = 3e6
+    sizes = drive(norms)
+    assert sizes[200] > 0.7 * sizes[199]
+
+
+def test_step_size_shrinks_while_everything_is_rejected_and_grows_again():
+    sizes = drive(np.full(600, 3.0), rejected=range(100, 200))
+    assert sizes[199] < 0.3 * sizes[99]
+    np.testing.assert_allclose(sizes[-1], sizes[99], rtol=0.01)
+
+
+@pytest.mark.parametrize("alignment", [0.5, 0.8, 0.95])
+def test_step_size_grows_on_the_way_down(alignment):
+    """Until a step turns the momentum by the target, over what one at random does."""
+    steps = drive(np.full(300, 3.0), alignment)
+    turn = step_size.turning_angle(3.0 * steps[-1] / 9, jnp.asarray(alignment))
+    at_random = np.exp(0.5 * np.mean(np.log(stats.beta(4.5, 0.5).rvs(100_000, random_state=0))))
+    np.testing.assert_allclose(turn, 0.25 * at_random, rtol=0.02)
+
+
+def test_step_size_shrinks_within_steps_when_the_way_ends():
+    """Drawn straight down until the gradient turns against the momentum."""
+    state = step_size.init_step_size(jnp.asarray(0.5))
+    update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
+    info = blackjax_smile.SmileInfo(*[jnp.asarray(0.0)] * 5, jnp.asarray(False))
+    sizes = []
+    for alignment in [0.5] * 5 + [0.9999] * 55 + [-0.9] * 20:
+        deflection = state.step_size * 3.0 / 9
+        info = info._replace(deflection=deflection, alignment=jnp.asarray(alignment))
+        state = update(state, info, 10, 0.25)
+        sizes.append(float(state.step_size))
+    assert sizes[59] > 10 * sizes[4]
+    assert min(sizes[60:70]) < 0.3 * sizes[59]
+
+
+@pytest.mark.parametrize("deflection", [1e-3, 0.25, 3.0, 40.0])
+@pytest.mark.parametrize("alignment", [-0.9, -0.2, 0.0, 0.4, 0.95])
+def test_turning_angle_is_that_of_a_kick(deflection, alignment):
+    gradient = jnp.asarray([1.0, 0.0, 0.0])
+    momentum = jnp.asarray([alignment, (1 - alignment**2) ** 0.5, 0.0])
+    turned = dynamics.kick(momentum, gradient, jnp.asarray(2 * deflection)).momentum
+    expected = np.arctan2(np.linalg.norm(np.cross(momentum, turned)), momentum @ turned)
+    found = step_size.turning_angle(jnp.asarray(deflection), jnp.asarray(alignment))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_start_from_nothing():
+    """Without any gradient the step doubles until there is one."""
+    sizes = drive(np.zeros(10), start=1e-6)
+    np.testing.assert_allclose(sizes, 1e-6 * 2.0 ** np.arange(1, 11), rtol=1e-5)
