@@ -37,20 +37,23 @@ class Variant:
     """One row of the table.
 
     ``start_offset`` is the distance of the start from the mode in every parameter,
-    in posterior standard deviations. ``share_corrupted`` of the batches contain a
-    NaN, and as many an infinity.
+    in posterior standard deviations; ``from_zero`` starts at zero. ``share_corrupted`` of
+    the batches contain a NaN, and as many an infinity.
     """
 
     problem: Problem
     bars: Bars
     batch_size: int = 200
     start_offset: float = 0.0
+    from_zero: bool = False
     num_warmup: int = 2000
     preconditioner: str = "auto"
     share_corrupted: float = 0.0
 
     @property
     def start(self) -> jax.Array:
+        if self.from_zero:
+            return jnp.zeros(self.problem.d)
         offset = 0.0
         if self.start_offset:
             offset = self.start_offset * np.sqrt(self.problem.reference[1])
@@ -74,6 +77,7 @@ class Variant:
 
 BASE = Problem()
 LARGE = Problem(data_size=200_000)
+RARE = Problem(d=5, data_size=200_000, spread=1.0, intercept=-5.6)
 STRICT = Bars(b2mean=0.008, b2var=0.004, ratio=(0.95, 1.05))
 
 # Variants of one problem share its instance, and with it the reference.
@@ -88,9 +92,8 @@ VARIANTS = {
     "column_scales": Variant(Problem(column_scales=(1e-3, 1e3, 0.0)), STRICT),
     "corrupted": Variant(BASE, Bars(), share_corrupted=0.01),
     "diagonal": Variant(BASE, Bars(), preconditioner="diagonal"),
-    "rare_class": Variant(
-        Problem(d=5, data_size=200_000, spread=1.0, intercept=-5.6), Bars(), batch_size=100
-    ),
+    "rare_class": Variant(RARE, Bars(), batch_size=100),
+    "rare_class_from_zero": Variant(RARE, Bars(), batch_size=100, from_zero=True, num_warmup=8000),
     "large_data": Variant(LARGE, STRICT),
     "large_data_batch2000": Variant(LARGE, STRICT, batch_size=2000),
 }

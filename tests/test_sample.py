@@ -194,6 +194,11 @@ def test_collect_dtype_and_tree():
     assert wide.draws["x.b.1"].dtype == wide.draws["x.w"].dtype == np.float32
 
 
+def test_a_result_is_shown_in_a_line():
+    shown = repr(sample(num_samples=3))
+    assert shown == f"SampleResult(2 chains of 3 draws in memory: position ({PROBLEM.mode.size},))"
+
+
 def test_a_failed_chain_is_named_and_harms_no_other():
     with pytest.warns(UserWarning, match=r"chains \[1\] failed"):
         result = sample(positions=start().at[1].set(jnp.nan))

@@ -6,6 +6,7 @@ from blackjax.types import Array, ArrayTree
 
 from blackjax_smile.adaptation.energy import EnergyMoments
 from blackjax_smile.adaptation.refresh_length import WhitenedPath
+from blackjax_smile.adaptation.restraint import GradientSquares
 from blackjax_smile.minibatch_gradient import Isotropy
 from blackjax_smile.preconditioners.moments import NoiseMoments
 from blackjax_smile.sgmcmc.smile import SmileState
@@ -36,6 +37,7 @@ class WindowStatistics(NamedTuple):
     isotropy: Isotropy
     path: WhitenedPath
     energy: EnergyMoments
+    squares: GradientSquares
     deflection: Array
     num_rejected: Array
 

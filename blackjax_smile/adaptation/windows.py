@@ -9,7 +9,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
-from blackjax_smile.adaptation import energy, refresh_length, step_size
+from blackjax_smile.adaptation import energy, refresh_length, restraint, step_size
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.state import AdaptationState, Probe, WindowInfo, WindowStatistics
 from blackjax_smile.minibatch_gradient import (
@@ -114,6 +114,7 @@ class WindowedAdaptation(NamedTuple):
             isotropy=init_isotropy(momentum, self.num_parts - 1),
             path=refresh_length.init_path(momentum),
             energy=energy.init_energy(dtype),
+            squares=restraint.init_squares(momentum),
             deflection=jnp.zeros((), dtype),
             num_rejected=jnp.zeros((), jnp.int32),
         )
@@ -166,6 +167,9 @@ class WindowedAdaptation(NamedTuple):
                     window.path, state.sampler.momentum, sampler.momentum, epsilon
                 ),
                 energy=energy.update_energy(window.energy, info.energy_change),
+                squares=restraint.update_squares(
+                    window.squares, info.gradient, info.deflection * (d - 1) / epsilon
+                ),
                 deflection=window.deflection + info.deflection,
             )
 
@@ -180,6 +184,20 @@ class WindowedAdaptation(NamedTuple):
         tuned = self.pool.replace_medians(tuned, "step_size")
         new = state._replace(sampler=sampler, step_size=tuned, grad=grad, window=window)
         return new, info._replace(gradient=None)
+
+    def _fit(self, moments: Any, state: AdaptationState) -> Any:
+        """Return the map that whitens the window's noise, restrained where there is none."""
+        squares = self.pool.sums(
+            state.window.squares, restraint.init_squares(state.sampler.momentum)
+        )
+        fitted = self.estimator.fit(moments, state.preconditioner)
+        old, new = (p.whiten(state.grad) for p in (state.preconditioner, fitted))
+        scale = jax.tree.map(
+            lambda c, like: jnp.full_like(like, self.pool.median(c)),
+            restraint.restraint(squares, state.grad, old, new),
+            state.grad,
+        )
+        return self.estimator.restrain(fitted, scale)
 
     def end_window(
         self, rng_key: PRNGKey, state: AdaptationState, windows_left: int | Array
@@ -219,7 +237,7 @@ class WindowedAdaptation(NamedTuple):
         )
 
         def restart(state: AdaptationState) -> AdaptationState:
-            preconditioner = self.estimator.fit(moments, state.preconditioner)
+            preconditioner = self._fit(moments, state)
             old, new = (p.whiten(state.grad) for p in (state.preconditioner, preconditioner))
             growth = jnp.sqrt(_tree.vdot(new, new) / _tree.vdot(old, old))
             turning = 1 / (1 / noise + 1 / self._refresh_length(state))

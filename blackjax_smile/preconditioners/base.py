@@ -72,6 +72,10 @@ class PreconditionerEstimator(NamedTuple):
     noise_eigenvalues
         ``(statistics, preconditioner) -> (smallest, largest)``: of the whitened
         noise's covariance, complement included; NaN where it is not known.
+    restrain
+        ``(preconditioner, scale) -> preconditioner``: the map :math:`D F` with the floor
+        :math:`D^{-1} R D^{-1}`, where the tree ``scale`` is the diagonal of :math:`D`; it
+        differs from 1 only where there is no noise. By default the map as it is.
     many_draws
         Whether three draws of the noise per minibatch, from its quarters, are worth
         their cost: where correlations of many parameters are estimated.
@@ -82,4 +86,5 @@ class PreconditionerEstimator(NamedTuple):
     update: Callable[[Any, ArrayTree, ArrayTree], Any]
     fit: Callable[[Any, Any], Any]
     noise_eigenvalues: Callable[[Any, Any], tuple[Array, Array]]
+    restrain: Callable[[Any, ArrayTree], Any] = lambda preconditioner, scale: preconditioner
     many_draws: bool = False

@@ -108,11 +108,19 @@ def dense_estimator() -> PreconditionerEstimator:
         usable = (geometric_mean > 0) & jnp.all(jnp.isfinite(transposed))
         return _tree.select(usable, _with_trace(transposed.T, floor), preconditioner)
 
+    def restrain(preconditioner: DensePreconditioner, scale: ArrayTree) -> DensePreconditioner:
+        rows, _ = ravel_pytree(scale)
+        return dataclasses.replace(
+            preconditioner,
+            factor=rows[:, None] * preconditioner.factor,
+            floor=preconditioner.floor / rows**2,
+        )
+
     def noise_eigenvalues(moments: NoiseMoments, preconditioner: DensePreconditioner):
         return eigenvalue_range(moments, complement(preconditioner.factor, preconditioner.floor))
 
     return PreconditionerEstimator(
-        init, init_statistics, update, fit, noise_eigenvalues, many_draws=True
+        init, init_statistics, update, fit, noise_eigenvalues, restrain, many_draws=True
     )
 
 

@@ -65,12 +65,13 @@ class DiagonalPreconditioner:
 
     scale
         Tree of :math:`s_i = (V_{ii} + R_{ii})^{-1/2}`.
-    geometric_mean
-        :math:`G` of `noise_floor`, a scalar; 0 where there is no noise to whiten.
+    typical
+        Tree of scalars, one per leaf: :math:`G` of `noise_floor`, or what stands in for
+        it where the leaf is restrained; 0 where there is no noise to whiten.
     """
 
     scale: ArrayTree
-    geometric_mean: Array
+    typical: ArrayTree
     complement_trace: Array
 
     @property
@@ -80,11 +81,11 @@ class DiagonalPreconditioner:
         The floor's share of a whitened variance, between 0 and 1. Computed where it
         is used: kept, it would cost a copy of the parameters.
         """
-        G = self.geometric_mean
-        share = jnp.where(G > 0, FLOOR / (1 + FLOOR), 0)
-        return jax.tree.map(
-            lambda s: share.astype(s.dtype) * (1 + G.astype(s.dtype) * s**2), self.scale
-        )
+
+        def share(s, G):
+            return jnp.where(G > 0, FLOOR / (1 + FLOOR) * (1 + G * s**2), 0)
+
+        return jax.tree.map(share, self.scale, self.typical)
 
     def to_position(self, momentum: ArrayTree) -> ArrayTree:
         return jax.tree.map(lambda s, u: s.astype(u.dtype) * u, self.scale, momentum)
@@ -115,7 +116,17 @@ def from_variance(variance: ArrayTree) -> DiagonalPreconditioner:
     total = jax.tree.map(lambda v, r: jnp.where(known, v + r, 1), variance, floor)
     scale = jax.tree.map(jax.lax.rsqrt, total)
     share = jax.tree.map(lambda r, t: jnp.sum(r / t), floor, total)
-    return DiagonalPreconditioner(scale, geometric_mean, sum(jax.tree.leaves(share)))
+    typical = jax.tree.map(lambda s: geometric_mean.astype(s.dtype), scale)
+    return DiagonalPreconditioner(scale, typical, sum(jax.tree.leaves(share)))
+
+
+def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> DiagonalPreconditioner:
+    """Return the map with its leaves scaled, each by one number."""
+    return dataclasses.replace(
+        preconditioner,
+        scale=jax.tree.map(jnp.multiply, preconditioner.scale, scale),
+        typical=jax.tree.map(lambda G, c: G / jnp.min(c) ** 2, preconditioner.typical, scale),
+    )
 
 
 def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
@@ -146,5 +157,5 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
         return eigenvalue_range(moments, jnp.diag(complement))
 
     return PreconditionerEstimator(
-        from_variance, init_statistics, update_moments, fit, noise_eigenvalues
+        from_variance, init_statistics, update_moments, fit, noise_eigenvalues, restrain
     )

@@ -22,6 +22,7 @@ from blackjax_smile.preconditioners.kronecker_side import (
     gram,
     make_side,
     new_level,
+    restrain_side,
     times_left,
     times_right,
     unwhiten,
@@ -199,12 +200,20 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         usable = (new.geometric_mean > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
+    def restrain(
+        preconditioner: KroneckerPreconditioner, scale: ArrayTree
+    ) -> KroneckerPreconditioner:
+        # One number per leaf is one per row of its matrix.
+        rows = [jnp.min(m, axis=1) for m in preconditioner.layout.to_matrices(scale)]
+        left = [restrain_side(side, r) for r, side in zip(rows, preconditioner.left, strict=True)]
+        return dataclasses.replace(preconditioner, left=left)
+
     def noise_eigenvalues(moments: KroneckerMoments, preconditioner: KroneckerPreconditioner):
         del preconditioner
         unknown = jnp.full_like(moments.count, jnp.nan)
         return unknown, unknown
 
-    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues)
+    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues, restrain)
 
 
 def _from_covariances(

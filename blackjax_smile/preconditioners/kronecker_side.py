@@ -16,6 +16,7 @@ __all__ = [
     "gram",
     "make_side",
     "new_level",
+    "restrain_side",
     "times_left",
     "times_right",
     "unwhiten",
@@ -99,6 +100,12 @@ def new_level(side: Side, other: Side, whitened: Array, num_draws: Array) -> Arr
     surprise /= (1 + jnp.sqrt(len(total) / jnp.maximum(num_draws, 1))) ** 2
     change = jnp.clip(surprise / MAX_SURPRISE, 1 / MAX_FLOOR_CHANGE, MAX_FLOOR_CHANGE)
     return jnp.clip(side.level * change, *FLOOR_RANGE).astype(side.level.dtype)
+
+
+def restrain_side(side: Side, scale: Array) -> Side:
+    """Return the side of a map whose rows move less, by ``scale``, shape ``(m,)``."""
+    rows = scale if side.factor.ndim == 1 else scale[:, None]
+    return side._replace(factor=rows * side.factor, floor=side.floor / scale**2)
 
 
 def unwhiten(side: Side, whitened: Array, num_draws: Array) -> Array:

@@ -151,12 +151,20 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         usable = (jnp.max(variance) > 0) & (left > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
+    def restrain(preconditioner: EstimatedLowRankPreconditioner, scale: ArrayTree):
+        rows, _ = ravel_pytree(scale)
+        return dataclasses.replace(
+            preconditioner,
+            sigma=rows * preconditioner.sigma,
+            floor=preconditioner.floor / rows**2,
+        )
+
     def noise_eigenvalues(sketch: Sketch, preconditioner: EstimatedLowRankPreconditioner):
         del preconditioner
         unknown = jnp.full_like(sketch.count, jnp.nan)
         return unknown, unknown
 
-    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues)
+    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues, restrain)
 
 
 def _preconditioner(variance: Array, U: Array, lam: Array) -> EstimatedLowRankPreconditioner:

@@ -49,6 +49,13 @@ class SampleResult(NamedTuple):
     dims: Mapping[str, Sequence[str]]
     coords: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        shapes = {name: tuple(array.shape) for name, array in self.draws.items()}
+        variables = ", ".join(f"{name} {shape[2:]}" for name, shape in shapes.items())
+        num_chains, num_draws = next(iter(shapes.values()))[:2]
+        where = "in memory" if self.store is None else f"in {self.store}"
+        return f"SampleResult({num_chains} chains of {num_draws} draws {where}: {variables})"
+
     @property
     def positions(self) -> ArrayTree:
         """The draws in the structure of the position (or what ``collect`` returned).
