@@ -12,6 +12,7 @@ from blackjax_smile.adaptation.restraint import (
     NOISELESS_SHARE,
     init_squares,
     restraint,
+    squared_norms,
     update_squares,
 )
 from blackjax_smile.minibatch_gradient import SplitGradient
@@ -113,29 +114,33 @@ class TestMap:
             np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-def test_restraint_is_for_leaves_without_noise_alone():
-    """Gradients of deviation 7, no noise in one leaf; a map of unit steps but for that leaf."""
+def squares_of(num_steps=400):
+    """Gradients of deviation 7, no noise in one leaf, which the map stretches by 2."""
     squares = init_squares(POSITION)
-    for key in jax.random.split(jax.random.key(0), 400):
+    for key in jax.random.split(jax.random.key(0), num_steps):
         grad_key, noise_key = jax.random.split(key)
         grad = jax.tree.map(lambda x: 7 * x, _tree.random_normals(grad_key, POSITION))
         noise = jax.tree.map(
             lambda v, n: 1e-3 * v * n[None], VARIANCE, _tree.random_normals(noise_key, POSITION)
         )
-        old = {**grad, "mean": 2 * grad["mean"]}
-        norm = jnp.sqrt(_tree.vdot(old, old))
-        squares = update_squares(squares, SplitGradient(grad, noise), norm)
-    new = {**jax.tree.map(lambda g: 0.5 * g, grad), "mean": 3 * grad["mean"]}
-    scale = restraint(squares, grad, old, new)
+        whitened = squared_norms({**grad, "mean": 2 * grad["mean"]})
+        squares = update_squares(squares, SplitGradient(grad, noise), whitened)
+    return squares
+
+
+def test_restraint_is_for_leaves_without_noise_alone():
+    squares = squares_of()
+    stretch = {"kernel": jnp.asarray(0.25), "bias": jnp.asarray(0.25), "mean": jnp.asarray(9 / 4)}
+    scale = restraint(squares, stretch, POSITION)
     assert scale["kernel"] == scale["bias"] == 1
     # 49 / 4 per parameter of the others, 49 * 9 of this leaf.
     np.testing.assert_allclose(scale["mean"], np.sqrt(NOISELESS_SHARE / 4 / 9), rtol=0.1)
-    gentle = {**new, "mean": 0.01 * grad["mean"]}
-    assert restraint(squares, grad, old, gentle)["mean"] == 1
+    gentle = {**stretch, "mean": jnp.asarray(1e-4)}
+    assert restraint(squares, gentle, POSITION)["mean"] == 1
 
 
 def test_nothing_is_restrained_without_any_noise():
-    grad = POSITION
-    noise = jax.tree.map(lambda x: jnp.zeros((1, *x.shape)), POSITION)
-    squares = update_squares(init_squares(grad), SplitGradient(grad, noise), jnp.asarray(3.0))
-    assert all(c == 1 for c in jax.tree.leaves(restraint(squares, grad, grad, grad)))
+    squares = squares_of(10)
+    squares = squares._replace(noise=jax.tree.map(jnp.zeros_like, squares.noise))
+    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), POSITION)
+    assert all(c == 1 for c in jax.tree.leaves(scale))

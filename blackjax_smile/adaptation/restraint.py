@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import Array, ArrayTree
+from blackjax.types import ArrayTree
 
 from blackjax_smile import _tree
 from blackjax_smile.minibatch_gradient import SplitGradient
 
-__all__ = ["GradientSquares", "init_squares", "restraint", "update_squares"]
+__all__ = ["GradientSquares", "init_squares", "restraint", "squared_norms", "update_squares"]
 
 #: Noise below this share of the squared gradient is round-off.
 NEGLIGIBLE_NOISE = 1e-8
@@ -25,49 +25,38 @@ NOISELESS_SHARE = 0.1
 
 
 class GradientSquares(NamedTuple):
-    r"""Squares of a window's gradients, summed over its steps.
+    """Squares of a window's gradients, summed over its steps: trees of scalars, one per leaf.
 
-    count
-        Number of steps.
-    gradient, noise
-        Trees of scalars: of the gradient's leaves and of a draw of the noise in them,
-        summed over their elements.
-    whitened
-        :math:`|\tilde g|^2`, of the whole tree.
+    gradient, whitened, noise
+        Of the gradient, of the same whitened, and of a draw of the noise in it.
     """
 
-    count: Array
     gradient: ArrayTree
+    whitened: ArrayTree
     noise: ArrayTree
-    whitened: Array
+
+
+def squared_norms(tree: ArrayTree) -> ArrayTree:
+    """Return the squared norm of each leaf."""
+    return jax.tree.map(lambda x: jnp.sum(x.astype(_tree.accumulation_dtype(x)) ** 2), tree)
 
 
 def init_squares(like: ArrayTree) -> GradientSquares:
     """Return empty sums for gradients in the shapes of ``like``."""
-    zeros = jax.tree.map(lambda x: jnp.zeros((), x.dtype), like)
-    zero = jnp.zeros((), _tree.scalar_dtype(like))
-    return GradientSquares(zero, zeros, zeros, zero)
+    zeros = jax.tree.map(jnp.zeros_like, squared_norms(like))
+    return GradientSquares(zeros, zeros, zeros)
 
 
 def update_squares(
-    squares: GradientSquares, gradient: SplitGradient, whitened_norm: Array
+    squares: GradientSquares, gradient: SplitGradient, whitened: ArrayTree
 ) -> GradientSquares:
-    """Add one step's gradient."""
-
-    def add(total, x):
-        return total + jnp.sum(x.astype(total.dtype) ** 2)
-
-    return GradientSquares(
-        count=squares.count + 1,
-        gradient=jax.tree.map(add, squares.gradient, gradient.mean),
-        noise=jax.tree.map(lambda total, n: add(total, n[0]), squares.noise, gradient.noise),
-        whitened=squares.whitened + whitened_norm**2,
-    )
+    """Add one step's gradient, of which ``whitened`` has the squared norms after whitening."""
+    draw = jax.tree.map(lambda n: n[0], gradient.noise)
+    new = GradientSquares(squared_norms(gradient.mean), whitened, squared_norms(draw))
+    return jax.tree.map(jnp.add, squares, new)
 
 
-def restraint(
-    squares: GradientSquares, grad: ArrayTree, old: ArrayTree, new: ArrayTree
-) -> ArrayTree:
+def restraint(squares: GradientSquares, stretch: ArrayTree, like: ArrayTree) -> ArrayTree:
     r"""Return how much less a new map is to move each leaf, a tree of scalars up to 1.
 
     In the stationary law the mean square of a gradient's component, its noise left out, is the
@@ -82,42 +71,24 @@ def restraint(
     ----------
     squares
         Of the window.
-    grad, old, new
-        A gradient, as it is, as whitened by the map of the window, and by the new one.
+    stretch
+        By what the new map makes the squared norm of each leaf larger than the old one did.
+    like
+        A tree in the shapes of the gradient.
     """
-    leaves = jax.tree.leaves
-    raw, before, after = ([_norm2(x) for x in leaves(tree)] for tree in (grad, old, new))
-    noiseless = [
-        (noise <= NEGLIGIBLE_NOISE * square) & (square > 0) & (norm2 > 0)
-        for square, noise, norm2 in zip(
-            leaves(squares.gradient), leaves(squares.noise), raw, strict=True
-        )
-    ]
+    noiseless = jax.tree.map(
+        lambda square, noise: (noise <= NEGLIGIBLE_NOISE * square) & (square > 0),
+        squares.gradient,
+        squares.noise,
+    )
+    whitened = jax.tree.map(jnp.multiply, squares.whitened, stretch)
+    others = jax.tree.map(lambda f, square: jnp.where(f, 0, square), noiseless, whitened)
+    num_others = jax.tree.map(lambda f, x: jnp.where(f, 0, x.size), noiseless, like)
+    q = sum(jax.tree.leaves(others)) / sum(jax.tree.leaves(num_others))
 
-    def whitened_squares(norms2):
-        """Of the leaves without noise, whose parameters a map scales alike."""
-        return [
-            jnp.where(is_noiseless, square * white / jnp.where(norm2 > 0, norm2, 1), 0)
-            for is_noiseless, square, white, norm2 in zip(
-                noiseless, leaves(squares.gradient), norms2, raw, strict=True
-            )
-        ]
+    def scale(is_noiseless, square, x):
+        c = jnp.sqrt(NOISELESS_SHARE * q * x.size / square)
+        known = is_noiseless & jnp.isfinite(c) & (c > 0)
+        return jnp.where(known, jnp.minimum(c, 1), 1).astype(square.dtype)
 
-    def of_others(values):
-        return sum(jnp.where(f, 0, value) for f, value in zip(noiseless, values, strict=True))
-
-    sizes = [x.size for x in leaves(grad)]
-    growth = of_others(after) / of_others(before)
-    others = squares.whitened - sum(whitened_squares(before))
-    q = growth * others / of_others(sizes)
-
-    def scale(square, size, like):
-        c = jnp.sqrt(NOISELESS_SHARE * q * size / square)
-        return jnp.where(jnp.isfinite(c) & (c > 0), jnp.minimum(c, 1), 1).astype(like.dtype)
-
-    scales = map(scale, whitened_squares(after), sizes, leaves(grad))
-    return jax.tree.unflatten(jax.tree.structure(grad), list(scales))
-
-
-def _norm2(x: Array) -> Array:
-    return jnp.sum(x.astype(_tree.accumulation_dtype(x)) ** 2)
+    return jax.tree.map(scale, noiseless, whitened, like)

@@ -59,6 +59,8 @@ class AdaptationState(NamedTuple):
         Target of the window under way, in radians.
     grad
         The last accepted gradient.
+    grad_norms2
+        Squared norms of its leaves, whitened by the map in use.
     window
         Statistics of the window under way.
     """
@@ -70,6 +72,7 @@ class AdaptationState(NamedTuple):
     L_steps: Array
     target_deflection: Array
     grad: ArrayTree
+    grad_norms2: ArrayTree
     window: WindowStatistics
 
 

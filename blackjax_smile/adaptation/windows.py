@@ -90,8 +90,8 @@ class WindowedAdaptation(NamedTuple):
         size = jnp.sqrt(_tree.vdot(sampler.position, sampler.position) / d)
         move = jnp.sqrt(_tree.vdot(velocity, velocity) / d)
         small = FIRST_MOVE * jnp.maximum(size, 1) / move
-        whitened = preconditioner.whiten(probe.grad)
-        grad_norm = jnp.sqrt(_tree.vdot(whitened, whitened))
+        grad_norms2 = restraint.squared_norms(preconditioner.whiten(probe.grad))
+        grad_norm = jnp.sqrt(sum(jax.tree.leaves(grad_norms2)))
         # Where the gradient is that large already, it does set the first step.
         small = jnp.where(
             grad_norm > 0, jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm), small
@@ -104,6 +104,7 @@ class WindowedAdaptation(NamedTuple):
             L_steps=jnp.full_like(small, jnp.nan),
             target_deflection=jnp.full_like(small, self.target_deflection),
             grad=probe.grad,
+            grad_norms2=grad_norms2,
             window=self._init_window(sampler.momentum, preconditioner),
         )
 
@@ -167,14 +168,17 @@ class WindowedAdaptation(NamedTuple):
                     window.path, state.sampler.momentum, sampler.momentum, epsilon
                 ),
                 energy=energy.update_energy(window.energy, info.energy_change),
-                squares=restraint.update_squares(
-                    window.squares, info.gradient, info.deflection * (d - 1) / epsilon
-                ),
                 deflection=window.deflection + info.deflection,
             )
 
         window = jax.lax.cond(accepted, take_in, lambda window: window, state.window)
-        window = window._replace(num_rejected=window.num_rejected + info.is_divergent)
+        grad_norms2 = restraint.squared_norms(state.preconditioner.whiten(info.gradient.mean))
+        squares = restraint.update_squares(window.squares, info.gradient, grad_norms2)
+        window = window._replace(
+            # Outside of the branch: the gradient itself need not be kept for it.
+            squares=_tree.select(accepted, squares, window.squares),
+            num_rejected=window.num_rejected + info.is_divergent,
+        )
         grad = jax.tree.map(
             lambda new, old: jnp.where(accepted, new.astype(old.dtype), old),
             info.gradient.mean,
@@ -182,22 +186,38 @@ class WindowedAdaptation(NamedTuple):
         )
         tuned = self.rule.update(state.step_size, info, d, state.target_deflection)
         tuned = self.pool.replace_medians(tuned, "step_size")
-        new = state._replace(sampler=sampler, step_size=tuned, grad=grad, window=window)
+        new = state._replace(
+            sampler=sampler,
+            step_size=tuned,
+            grad=grad,
+            grad_norms2=_tree.select(accepted, grad_norms2, state.grad_norms2),
+            window=window,
+        )
         return new, info._replace(gradient=None)
 
-    def _fit(self, moments: Any, state: AdaptationState) -> Any:
-        """Return the map that whitens the window's noise, restrained where there is none."""
-        squares = self.pool.sums(
-            state.window.squares, restraint.init_squares(state.sampler.momentum)
-        )
+    def _fit(self, moments: Any, state: AdaptationState) -> tuple[Any, ArrayTree]:
+        """Return the map that whitens the window's noise, restrained where there is none.
+
+        And the squared norms of the last gradient's leaves under it.
+        """
+        empty = restraint.init_squares(state.grad)
+        squares = self.pool.sums(state.window.squares, empty)
         fitted = self.estimator.fit(moments, state.preconditioner)
-        old, new = (p.whiten(state.grad) for p in (state.preconditioner, fitted))
-        scale = jax.tree.map(
-            lambda c, like: jnp.full_like(like, self.pool.median(c)),
-            restraint.restraint(squares, state.grad, old, new),
-            state.grad,
+        norms2 = restraint.squared_norms(fitted.whiten(state.grad))
+        stretch = jax.tree.map(
+            lambda new, old: new / jnp.where(old > 0, old, 1), norms2, state.grad_norms2
         )
-        return self.estimator.restrain(fitted, scale)
+        scale = restraint.restraint(squares, stretch, state.grad)
+        scale = jax.tree.map(self.pool.median, scale)
+        # A branch, which takes one copy of the parameters less.
+        restrained = jax.lax.cond(
+            jnp.min(jnp.stack(jax.tree.leaves(scale))) < 1,
+            self.estimator.restrain,
+            lambda preconditioner, scale: preconditioner,
+            fitted,
+            jax.tree.map(jnp.full_like, state.grad, scale),
+        )
+        return restrained, jax.tree.map(lambda x, c: c**2 * x, norms2, scale)
 
     def end_window(
         self, rng_key: PRNGKey, state: AdaptationState, windows_left: int | Array
@@ -237,9 +257,9 @@ class WindowedAdaptation(NamedTuple):
         )
 
         def restart(state: AdaptationState) -> AdaptationState:
-            preconditioner = self._fit(moments, state)
-            old, new = (p.whiten(state.grad) for p in (state.preconditioner, preconditioner))
-            growth = jnp.sqrt(_tree.vdot(new, new) / _tree.vdot(old, old))
+            preconditioner, grad_norms2 = self._fit(moments, state)
+            new, old = (sum(jax.tree.leaves(n)) for n in (grad_norms2, state.grad_norms2))
+            growth = jnp.sqrt(new / old)
             turning = 1 / (1 / noise + 1 / self._refresh_length(state))
             diffusive = refresh_length.diffusive_length(window.path, epsilon, turning)
             share = refresh_length.deflection_share(natural, noise, diffusive)
@@ -258,6 +278,7 @@ class WindowedAdaptation(NamedTuple):
                 L_steps=searching_L / (share**2 * epsilon),
                 target_deflection=target,
                 grad=state.grad,
+                grad_norms2=grad_norms2,
                 window=self._init_window(momentum, preconditioner),
             )
 

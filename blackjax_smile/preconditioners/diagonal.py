@@ -125,7 +125,7 @@ def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> Diagon
     return dataclasses.replace(
         preconditioner,
         scale=jax.tree.map(jnp.multiply, preconditioner.scale, scale),
-        typical=jax.tree.map(lambda G, c: G / jnp.min(c) ** 2, preconditioner.typical, scale),
+        typical=jax.tree.map(lambda G, c: G / c.ravel()[0] ** 2, preconditioner.typical, scale),
     )
 
 
