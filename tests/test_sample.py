@@ -196,7 +196,7 @@ def test_collect_dtype_and_tree():
 
 def test_a_result_is_shown_in_a_line():
     shown = repr(sample(num_samples=3))
-    assert shown == f"SampleResult(2 chains of 3 draws in memory: position ({PROBLEM.mode.size},))"
+    assert shown == f"SampleResult(2 chains of 3 draws in memory: x ({PROBLEM.mode.size},))"
 
 
 def test_a_failed_chain_is_named_and_harms_no_other():
