@@ -14,10 +14,14 @@ pytestmark = pytest.mark.numerics
 
 
 def drive(grad_norms, alignment=0.0, start=1e-3, d=10, target=0.25, rejected=()):
-    """Feed gradients of given sizes to the step-size rule; return its step sizes."""
+    """Feed gradients of given sizes to the step-size rule; return its step sizes.
+
+    ``alignment`` is one for all, or one for each.
+    """
     state, sizes = step_size.init_step_size(jnp.asarray(start)), []
     update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
-    for i, norm in enumerate(grad_norms):
+    alignments = np.broadcast_to(alignment, len(grad_norms))
+    for i, (norm, alignment) in enumerate(zip(grad_norms, alignments, strict=True)):
         info = blackjax_smile.SmileInfo(
             logdensity=0.0,
             kinetic_change=0.0,
@@ -65,15 +69,8 @@ def test_step_size_grows_on_the_way_down(alignment):
 
 def test_step_size_shrinks_within_steps_when_the_way_ends():
     """Drawn straight down until the gradient turns against the momentum."""
-    state = step_size.init_step_size(jnp.asarray(0.5))
-    update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
-    info = blackjax_smile.SmileInfo(*[jnp.asarray(0.0)] * 5, jnp.asarray(False))
-    sizes = []
-    for alignment in [0.5] * 5 + [0.9999] * 55 + [-0.9] * 20:
-        deflection = state.step_size * 3.0 / 9
-        info = info._replace(deflection=deflection, alignment=jnp.asarray(alignment))
-        state = update(state, info, 10, 0.25)
-        sizes.append(float(state.step_size))
+    alignments = [0.5] * 5 + [0.9999] * 55 + [-0.9] * 20
+    sizes = drive(np.full(80, 3.0), alignments, start=0.5)
     assert sizes[59] > 10 * sizes[4]
     assert min(sizes[60:70]) < 0.3 * sizes[59]
 

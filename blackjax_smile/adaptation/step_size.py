@@ -18,6 +18,7 @@ from jax.scipy.special import digamma
 from jax.typing import ArrayLike
 
 from blackjax_smile import _tree
+from blackjax_smile.sgmcmc import dynamics
 from blackjax_smile.sgmcmc.running_moments import (
     RunningMoments,
     init_running_moments,
@@ -160,10 +161,9 @@ def turning_angle(deflection: Array, alignment: Array) -> Array:
     Of the exact flow in `blackjax_smile.sgmcmc.dynamics.kick`, in the plane of the momentum and
     the gradient. At least `MIN_TURN` times the deflection, or that of a deflection of 1.
     """
-    shrunk = -jnp.expm1(-deflection)
-    towards = shrunk * (2 - shrunk + alignment * shrunk)
+    towards, along = dynamics.turn(deflection, alignment)
     sine = jnp.sqrt(jnp.maximum(1 - alignment**2, 0))
-    angle = jnp.arctan2(towards * sine, towards * alignment + 2 * (1 - shrunk))
+    angle = jnp.arctan2(towards * sine, towards * alignment + along)
     return jnp.maximum(angle, MIN_TURN * jnp.minimum(deflection, 1))
 
 

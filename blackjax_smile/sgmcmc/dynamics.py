@@ -17,7 +17,15 @@ from blackjax.util import pytree_size
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Preconditioner
 
-__all__ = ["Kick", "kick", "position_verlet", "random_momentum", "refresh", "refresh_schedule"]
+__all__ = [
+    "Kick",
+    "kick",
+    "position_verlet",
+    "random_momentum",
+    "refresh",
+    "refresh_schedule",
+    "turn",
+]
 
 #: The clock of a chain counts modulo this number, so no refresh waits longer.
 CLOCK_CYCLE = 64
@@ -104,9 +112,7 @@ def kick(momentum: ArrayTree, whitened_grad: ArrayTree, step_size: Array) -> Kic
     inverse_grad_norm = jax.lax.rsqrt(jnp.maximum(grad_norm2, tiny))
     s = jnp.clip(dot * inverse_grad_norm * jax.lax.rsqrt(norm2), -1.0, 1.0)
     deflection = step_size * jnp.sqrt(grad_norm2) / (d - 1)
-    zeta = jnp.exp(-deflection)
-    towards = -jnp.expm1(-deflection) * (1 + zeta + s * -jnp.expm1(-deflection))
-    along = 2 * zeta
+    towards, along = turn(deflection, s)
     # The new norm follows from inner products already at hand, which saves a
     # pass; using the measured |u|^2 keeps round-off from building up.
     inverse_norm = jax.lax.rsqrt(
@@ -119,6 +125,13 @@ def kick(momentum: ArrayTree, whitened_grad: ArrayTree, step_size: Array) -> Kic
     # log1p and expm1: multiplied by d - 1, round-off would swamp a small change.
     kinetic_change = (d - 1) * (deflection + jnp.log1p(0.5 * (1 - s) * jnp.expm1(-2 * deflection)))
     return Kick(new_momentum, kinetic_change, deflection, s)
+
+
+def turn(deflection: Array, alignment: Array) -> tuple[Array, Array]:
+    """Return the shares of gradient direction and momentum in a turned momentum, see `kick`."""
+    zeta = jnp.exp(-deflection)
+    towards = -jnp.expm1(-deflection) * (1 + zeta + alignment * -jnp.expm1(-deflection))
+    return towards, 2 * zeta
 
 
 def position_verlet(
