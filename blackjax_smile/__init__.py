@@ -16,6 +16,7 @@ from blackjax_smile.minibatch import minibatch_sampler, with_minibatches
 from blackjax_smile.noise_diagnostics import GradientNoise, gradient_noise
 from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.sample import sample
+from blackjax_smile.sequential_gradient import sequential_gradient
 from blackjax_smile.sgmcmc import online_smile as _online_smile
 from blackjax_smile.sgmcmc import smile as _smile
 from blackjax_smile.sgmcmc.online_smile import OnlineSmileInfo, OnlineSmileState
@@ -48,6 +49,7 @@ __all__ = [
     "prediction",
     "sample",
     "sample_ensemble",
+    "sequential_gradient",
     "smile",
     "smile_adaptation",
     "to_arviz",

@@ -23,6 +23,7 @@ __all__ = [
     "Isotropy",
     "SplitGradient",
     "anisotropy",
+    "checked_scalar",
     "init_isotropy",
     "split_minibatch",
     "takes_minibatch",
@@ -63,6 +64,23 @@ def takes_minibatch(logdensity_fn: Callable) -> bool:
     return len(required) > 1
 
 
+def checked_scalar(logdensity_fn: Callable) -> Callable:
+    """Return a log-density that raises ValueError where its value is not a scalar."""
+
+    def scalar_logdensity(position, *minibatch):
+        logdensity = jnp.asarray(logdensity_fn(position, *minibatch))
+        if logdensity.shape != ():
+            raise ValueError(
+                "logdensity_fn must return a scalar, but it returned an array of shape "
+                f"{logdensity.shape}. Sum the log-densities of the observations, or average "
+                "them and multiply by the size of the data set "
+                "(blackjax.sgmcmc.gradients.logdensity_estimator does)."
+            )
+        return logdensity
+
+    return scalar_logdensity
+
+
 def value_and_grad(logdensity_fn: Callable, minibatch: Any = None, num_parts: int = 1) -> Callable:
     """Return ``position -> ((logdensity, split), gradient)``.
 
@@ -82,19 +100,7 @@ def value_and_grad(logdensity_fn: Callable, minibatch: Any = None, num_parts: in
     ValueError
         If the log-density is not a scalar, or the minibatch cannot be halved.
     """
-
-    def scalar_logdensity(position, *minibatch):
-        logdensity = jnp.asarray(logdensity_fn(position, *minibatch))
-        if logdensity.shape != ():
-            raise ValueError(
-                "logdensity_fn must return a scalar, but it returned an array of shape "
-                f"{logdensity.shape}. Sum the log-densities of the observations, or average "
-                "them and multiply by the size of the data set "
-                "(blackjax.sgmcmc.gradients.logdensity_estimator does)."
-            )
-        return logdensity
-
-    gradient_fn = jax.value_and_grad(scalar_logdensity)
+    gradient_fn = jax.value_and_grad(checked_scalar(logdensity_fn))
 
     def whole(position):
         batch = () if minibatch is None else (minibatch,)
