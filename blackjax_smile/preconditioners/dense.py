@@ -17,6 +17,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.rare_events import missed_variance
 
 __all__ = ["DensePreconditioner", "dense_estimator"]
 
@@ -97,7 +98,9 @@ def dense_estimator() -> PreconditionerEstimator:
         return factor.T @ (floor[:, None] * factor)
 
     def fit(moments: NoiseMoments, preconditioner: DensePreconditioner) -> DensePreconditioner:
-        floor, geometric_mean = noise_floor(variance_of(moments))
+        variance = variance_of(moments)
+        missed = missed_variance(moments.count, variance, moments.present)
+        floor, geometric_mean = noise_floor(variance, missed)
         assert moments.whitened_outer is not None
         total = moments.whitened_outer / jnp.maximum(moments.count, 1)
         total += complement(preconditioner.factor, floor)

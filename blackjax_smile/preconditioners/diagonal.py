@@ -17,6 +17,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.rare_events import NEGLIGIBLE_VARIANCE, missed_variance
 
 __all__ = [
     "DiagonalPreconditioner",
@@ -28,13 +29,9 @@ __all__ = [
 #: its geometric mean: lambda in R_ii = lambda (V_ii + G).
 FLOOR = 1e-4
 
-#: A variance below this share of the largest is round-off, not noise. Covers
-#: columns of data whose scales differ by 1e8.
-NEGLIGIBLE_VARIANCE = 1e-16
 
-
-def noise_floor(variance: ArrayTree) -> tuple[ArrayTree, Array]:
-    r"""Return the floor :math:`R_{ii} = \lambda (V_{ii} + G)` and :math:`G`.
+def noise_floor(variance: ArrayTree, missed: ArrayTree | None = None) -> tuple[ArrayTree, Array]:
+    r"""Return the floor :math:`R_{ii} = \lambda (V_{ii} + G) + e` and :math:`G`.
 
     :math:`G` is the geometric mean of the variances that are not negligible: it
     follows the parameters' own scales, where an arithmetic mean would drown the
@@ -44,6 +41,8 @@ def noise_floor(variance: ArrayTree) -> tuple[ArrayTree, Array]:
     ----------
     variance
         Variance of the gradient noise of each parameter, a tree.
+    missed
+        Tree of scalars :math:`e`, one per leaf, see `rare_events.missed_variance`; None is 0.
     """
     leaves = jax.tree.leaves(variance)
     largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
@@ -55,6 +54,8 @@ def noise_floor(variance: ArrayTree) -> tuple[ArrayTree, Array]:
     )
     geometric_mean = jnp.where(count > 0, jnp.exp(log_sum / jnp.maximum(count, 1)), 0)
     floor = jax.tree.map(lambda v: FLOOR * (v + geometric_mean.astype(v.dtype)), variance)
+    if missed is not None:
+        floor = jax.tree.map(jnp.add, floor, missed)
     return floor, geometric_mean
 
 
@@ -66,8 +67,8 @@ class DiagonalPreconditioner:
     scale
         Tree of :math:`s_i = (V_{ii} + R_{ii})^{-1/2}`.
     typical
-        Tree of scalars, one per leaf: :math:`G` of `noise_floor`, or what stands in for
-        it where the leaf is restrained; 0 where there is no noise to whiten.
+        Tree of scalars, one per leaf: :math:`G + e / \lambda` of `noise_floor`, or what
+        stands in for it where the leaf is restrained; 0 where there is no noise to whiten.
     """
 
     scale: ArrayTree
@@ -109,14 +110,16 @@ class DiagonalPreconditioner:
         )
 
 
-def from_variance(variance: ArrayTree) -> DiagonalPreconditioner:
-    """Return the preconditioner that whitens noise of the given variances."""
-    floor, geometric_mean = noise_floor(variance)
+def from_variance(variance: ArrayTree, missed: ArrayTree | None = None) -> DiagonalPreconditioner:
+    """Return the preconditioner that whitens noise of the given variances, see `noise_floor`."""
+    if missed is None:
+        missed = jax.tree.map(lambda v: jnp.zeros((), v.dtype), variance)
+    floor, geometric_mean = noise_floor(variance, missed)
     known = geometric_mean > 0
     total = jax.tree.map(lambda v, r: jnp.where(known, v + r, 1), variance, floor)
     scale = jax.tree.map(jax.lax.rsqrt, total)
     share = jax.tree.map(lambda r, t: jnp.sum(r / t), floor, total)
-    typical = jax.tree.map(lambda s: geometric_mean.astype(s.dtype), scale)
+    typical = jax.tree.map(lambda e: geometric_mean.astype(e.dtype) + e / FLOOR, missed)
     return DiagonalPreconditioner(scale, typical, sum(jax.tree.leaves(share)))
 
 
@@ -148,7 +151,8 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
     ) -> DiagonalPreconditioner:
         variance = variance_of(moments)
         _, geometric_mean = noise_floor(variance)
-        return _tree.select(geometric_mean > 0, from_variance(variance), preconditioner)
+        missed = missed_variance(moments.count, variance, moments.present)
+        return _tree.select(geometric_mean > 0, from_variance(variance, missed), preconditioner)
 
     def noise_eigenvalues(moments: NoiseMoments, preconditioner: DiagonalPreconditioner):
         if moments.whitened_outer is None:

@@ -13,6 +13,7 @@ from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
 from blackjax_smile.preconditioners.diagonal import noise_floor
 from blackjax_smile.preconditioners.fixed import LowRankPreconditioner
+from blackjax_smile.preconditioners.rare_events import missed_variance, num_present
 
 __all__ = ["EstimatedLowRankPreconditioner", "low_rank_estimator"]
 
@@ -66,6 +67,8 @@ class Sketch(NamedTuple):
         Number of draws.
     square
         Summed squares, shape ``(d,)``.
+    present
+        Summed number of the parameters that had noise.
     probes
         :math:`P`, shape ``(d, k)``: the last window's directions.
     image
@@ -74,6 +77,7 @@ class Sketch(NamedTuple):
 
     count: Array
     square: Array
+    present: Array
     probes: Array
     image: Array
 
@@ -108,13 +112,14 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         k = min(num_directions, d)
         start = jax.random.normal(jax.random.key(0), (d, k), flat.dtype)
         U, _ = jnp.linalg.qr(start)
-        return _preconditioner(flat, U, jnp.ones(k, flat.dtype))
+        return _preconditioner(flat, None, U, jnp.ones(k, flat.dtype))
 
     def init_statistics(preconditioner: EstimatedLowRankPreconditioner) -> Sketch:
         sigma, U = preconditioner.sigma, preconditioner.U
         return Sketch(
             jnp.zeros((), sigma.dtype),
             jnp.zeros_like(sigma),
+            jnp.zeros(()),
             sigma[:, None] * U,
             jnp.zeros_like(U),
         )
@@ -126,6 +131,7 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         return Sketch(
             sketch.count + 1,
             sketch.square + flat**2,
+            sketch.present + num_present(flat),
             sketch.probes,
             sketch.image + flat[:, None] * (flat @ sketch.probes)[None, :],
         )
@@ -135,7 +141,10 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
     ) -> EstimatedLowRankPreconditioner:
         count = jnp.maximum(sketch.count, 1)
         variance = sketch.square / count
-        diagonal = _preconditioner(variance, preconditioner.U, jnp.ones_like(sketch.probes[0]))
+        missed = missed_variance(sketch.count, variance, sketch.present)
+        diagonal = _preconditioner(
+            variance, missed, preconditioner.U, jnp.ones_like(sketch.probes[0])
+        )
         # C = sigma V sigma on the directions Omega, the floor included.
         omega, _ = jnp.linalg.qr(sketch.probes / diagonal.sigma[:, None])
         # Omega spans the probes: Omega = (P / sigma) T^-1.
@@ -147,7 +156,7 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         d, k = U.shape
         left = jnp.maximum(d - jnp.sum(mu), 0) / max(d - k, 1) if d > k else jnp.min(mu)
         lam = 1 / _unbiased(mu / jnp.where(left > 0, left, 1), d / count)
-        new = _preconditioner(variance, U, lam)
+        new = _preconditioner(variance, missed, U, lam)
         usable = (jnp.max(variance) > 0) & (left > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
@@ -167,8 +176,10 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
     return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues, restrain)
 
 
-def _preconditioner(variance: Array, U: Array, lam: Array) -> EstimatedLowRankPreconditioner:
-    floor, geometric_mean = noise_floor(variance)
+def _preconditioner(
+    variance: Array, missed: Array | None, U: Array, lam: Array
+) -> EstimatedLowRankPreconditioner:
+    floor, geometric_mean = noise_floor(variance, missed)
     sigma = jax.lax.rsqrt(jnp.where(geometric_mean > 0, variance + floor, 1))
     share = sigma**2 * floor
     # tr(S K^2) with K^2 = I + U (Lambda - I) U^T

@@ -9,6 +9,7 @@ from blackjax.util import pytree_size
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
+from blackjax_smile.preconditioners.rare_events import num_present
 
 __all__ = ["NoiseMoments", "eigenvalue_range", "init_moments", "update_moments", "variance_of"]
 
@@ -20,6 +21,8 @@ class NoiseMoments(NamedTuple):
         Number of draws.
     square
         Tree of summed squares.
+    present
+        Tree of scalars, the summed numbers of each leaf's parameters that had noise.
     whitened_outer
         Summed outer products of the whitened noise, shape ``(d, d)``, or None
         when d is too large for it. In whitened coordinates the matrix is close
@@ -28,6 +31,7 @@ class NoiseMoments(NamedTuple):
 
     count: Array
     square: ArrayTree
+    present: ArrayTree
     whitened_outer: Array | None
 
 
@@ -37,6 +41,7 @@ def init_moments(like: ArrayTree, with_outer: bool) -> NoiseMoments:
     return NoiseMoments(
         count=jnp.zeros((), dtype),
         square=jax.tree.map(jnp.zeros_like, like),
+        present=jax.tree.map(lambda _: jnp.zeros(()), like),
         whitened_outer=jnp.zeros((d, d), dtype) if with_outer else None,
     )
 
@@ -52,6 +57,7 @@ def update_moments(
     return NoiseMoments(
         count=moments.count + 1,
         square=jax.tree.map(lambda s, n: s + n.astype(s.dtype) ** 2, moments.square, noise),
+        present=jax.tree.map(jnp.add, moments.present, num_present(noise)),
         whitened_outer=outer,
     )
 

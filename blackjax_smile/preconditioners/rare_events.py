@@ -1,0 +1,64 @@
+r"""Parameters that only some of the rows inform, and what a window may have missed of their noise.
+
+The effect of a group, a row of an embedding, the coefficient of a rare category: the gradient noise
+of such a parameter is exactly zero, but for the minibatches that hold one of its rows. Where a
+window has missed these events by chance, only the floor would hold the parameter,
+and a map that lets it move a hundred times as freely as others throws it far away.
+So the floor is to hold what some more events would have added.
+"""
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayTree
+
+__all__ = ["NEGLIGIBLE_VARIANCE", "missed_variance", "num_present"]
+
+#: A variance below this share of the largest is round-off, not noise. Covers
+#: columns of data whose scales differ by 1e8.
+NEGLIGIBLE_VARIANCE = 1e-16
+
+#: The number of events that are added. The variance of the whitened noise of a parameter with
+#: :math:`k` events, of which :math:`\kappa` were expected, is about
+#: :math:`(\kappa + c) / (k + c)`.
+NUM_EVENTS = 10
+
+#: A share of absent noise below this is round-off of its sum.
+NEGLIGIBLE_SHARE = 1e-3
+
+
+def num_present(noise: ArrayTree) -> ArrayTree:
+    """Return the number of each leaf's parameters of which a draw has any noise."""
+    return jax.tree.map(lambda n: jnp.sum((n != 0).astype(jnp.float32)), noise)
+
+
+def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> ArrayTree:
+    r"""Return what events that were not seen may add to the variances, a scalar per leaf.
+
+    .. math:: e = c (1 - p) \frac{G}{p n}
+
+    with :math:`n` the number of draws, :math:`G` the geometric mean of a leaf's variances that
+    are not negligible, and :math:`p` the share of draws in which such a
+    parameter had noise, on average: one event adds about :math:`G / p n`. Where every row informs
+    every parameter, :math:`p = 1`: what has no noise then never has, and the floor
+    need not hold more.
+
+    Parameters
+    ----------
+    count
+        Number of draws.
+    variance
+        Tree of the variances that the draws have shown.
+    present
+        Tree of scalars, summed `num_present`.
+    """
+
+    def missed(v: Array, num_events: Array) -> Array:
+        seen = v > NEGLIGIBLE_VARIANCE * jnp.max(v, initial=0.0)
+        num_seen = jnp.maximum(jnp.sum(seen), 1)
+        G = jnp.exp(jnp.sum(jnp.where(seen, jnp.log(jnp.where(seen, v, 1)), 0)) / num_seen)
+        events = jnp.maximum(num_events, 1) / num_seen  # of a parameter: p n
+        absent = 1 - events / jnp.maximum(count, 1)
+        e = NUM_EVENTS * jnp.where(absent > NEGLIGIBLE_SHARE, absent, 0) * G / events
+        return jnp.where(jnp.any(seen), e, 0).astype(v.dtype)
+
+    return jax.tree.map(missed, variance, present)
