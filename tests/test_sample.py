@@ -207,6 +207,11 @@ def test_a_failed_chain_is_named_and_harms_no_other():
         sample(positions=jnp.full((2, 5), jnp.nan))
 
 
+def test_a_chain_that_has_not_arrived_is_named():
+    with pytest.warns(UserWarning, match=r"chains \[1\] were still on their way"):
+        sample(positions=start().at[1].add(100.0))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

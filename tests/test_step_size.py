@@ -13,12 +13,14 @@ from blackjax_smile.sgmcmc import dynamics
 pytestmark = pytest.mark.numerics
 
 
-def drive(grad_norms, alignment=0.0, start=1e-3, d=10, target=0.25, rejected=()):
+def drive(grad_norms, alignment=0.0, start=1e-3, d=10, rejected=(), is_last=True):
     """Feed gradients of given sizes to the step-size rule; return its step sizes.
 
-    ``alignment`` is one for all, or one for each.
+    ``alignment`` is one for all, or one for each; ``is_last`` as in the last window.
     """
+    target = 0.25
     state, sizes = step_size.init_step_size(jnp.asarray(start)), []
+    state = state._replace(is_last=jnp.asarray(is_last))
     update = jax.jit(step_size.update_step_size, static_argnums=(2, 3))
     alignments = np.broadcast_to(alignment, len(grad_norms))
     for i, (norm, alignment) in enumerate(zip(grad_norms, alignments, strict=True)):
@@ -58,13 +60,38 @@ def test_step_size_shrinks_while_everything_is_rejected_and_grows_again():
     np.testing.assert_allclose(sizes[-1], sizes[99], rtol=0.01)
 
 
-@pytest.mark.parametrize("alignment", [0.5, 0.8, 0.95])
-def test_step_size_grows_on_the_way_down(alignment):
-    """Until a step turns the momentum by the target, over what one at random does."""
-    steps = drive(np.full(300, 3.0), alignment)
+@pytest.mark.parametrize(
+    ("alignment", "is_last", "target"),
+    [
+        (0.5, True, 0.25),
+        (0.8, True, 0.25),
+        (0.95, True, 0.25),
+        (0.05, False, 0.25),
+        (0.2, False, 0.5),
+    ],
+)
+def test_step_size_grows_on_the_way_down(alignment, is_last, target):
+    """Until a step turns the momentum by the target, over what one at random does.
+
+    Which is stretched in proportion to the alignment above 0.1, but for the last window.
+    """
+    steps = drive(np.full(600, 3.0), alignment, is_last=is_last)
     turn = step_size.turning_angle(3.0 * steps[-1] / 9, jnp.asarray(alignment))
     at_random = np.exp(0.5 * np.mean(np.log(stats.beta(4.5, 0.5).rvs(100_000, random_state=0))))
-    np.testing.assert_allclose(turn, 0.25 * at_random, rtol=0.02)
+    np.testing.assert_allclose(turn, target * at_random, rtol=0.02)
+
+
+def test_the_last_window_knows_no_stretch():
+    """A chain that is on its way to the end: what is frozen is on the target itself."""
+    target = 0.25
+    state = step_size.init_step_size(jnp.asarray(0.5))
+    info = blackjax_smile.SmileInfo(0.0, 0.0, 0.0, jnp.asarray(0.4), jnp.asarray(0.3), False)
+    state = step_size.update_step_size(state, info, 10, target)
+    ratio = [
+        step_size.restart_step_size(state, jnp.asarray(1.0), 10, target, is_last).step_size
+        for is_last in (False, True)
+    ]
+    np.testing.assert_allclose(ratio[0] / ratio[1], 3.0, rtol=1e-5)
 
 
 def test_step_size_shrinks_within_steps_when_the_way_ends():

@@ -44,9 +44,11 @@ def _update(tuner: EnergyTuner, info: SmileInfo, dimension: int, target: ArrayLi
     )
 
 
-def _restart(tuner: EnergyTuner, growth: Array, dimension: int, target: ArrayLike) -> EnergyTuner:
+def _restart(
+    tuner: EnergyTuner, growth: Array, dimension: int, target: ArrayLike, is_last: ArrayLike
+) -> EnergyTuner:
     """Keep the deflection, and with it the law of the energy errors."""
-    del dimension, target
+    del dimension, target, is_last
     known = (growth > 0) & jnp.isfinite(growth)
     return tuner._replace(step_size=tuner.step_size / jnp.where(known, growth, 1))
 

@@ -39,6 +39,7 @@ class WindowStatistics(NamedTuple):
     energy: EnergyMoments
     squares: GradientSquares
     deflection: Array
+    alignment: Array
     num_rejected: Array
 
 
@@ -85,9 +86,12 @@ class WindowInfo(NamedTuple):
         Refresh length that follows from the window.
     deflection
         Mean deflection of the accepted steps, in radians.
+    alignment
+        Mean cosine of the angle between momentum and gradient in the accepted steps: about 0
+        in the stationary law. Well above, the chain was on its way there.
     target_deflection
-        Its target in the window. In the last one it is lower where the noise alone turns
-        the momentum more often than the chain needs.
+        Target of the deflection in the window. In the last one it is lower where the noise
+        alone turns the momentum more often than the chain needs.
     num_rejected
         Number of rejected steps.
     anisotropy
@@ -110,6 +114,7 @@ class WindowInfo(NamedTuple):
     step_size: Array
     L: Array
     deflection: Array
+    alignment: Array
     target_deflection: Array
     num_rejected: Array
     anisotropy: Array

@@ -6,7 +6,8 @@ the step size that hits a target follows from the size of the whitened gradient 
 
 A chain far from the posterior is drawn there, its momentum along the gradient. What it
 turns by is then less than the deflection, and what counts: the step grows until the path
-bends, and shrinks as fast where the gradient turns against it.
+bends, and shrinks as fast where the gradient turns against it. While momentum and gradient
+stay aligned, it may turn by a multiple of the target, too: on the way no law is to be kept.
 """
 
 from collections.abc import Callable
@@ -52,6 +53,11 @@ MAX_GROWTH = 2.0
 #: that a step size at which nothing is accepted shrinks.
 REJECTION_FACTOR = 4.0
 
+#: The target is stretched in proportion where momentum and gradient have been more aligned than
+#: this on average. In the stationary law the mean is 0, and over a running mean's memory
+#: rarely more than this, in a few dimensions, by chance.
+ALIGNMENT_ON_THE_WAY = 0.1
+
 #: An alignment within float32's precision of 1 shows no smaller turn than this share of it.
 MIN_TURN = 1e-3
 
@@ -65,15 +71,16 @@ class StepSizeRule(NamedTuple):
     update
         ``(state, info, dimension, target) -> state``: take in one step.
     restart
-        ``(state, growth, dimension, target) -> state``: after a change of the map, which
-        makes the whitened gradient longer by ``growth``; NaN where there is no gradient.
+        ``(state, growth, dimension, target, is_last) -> state``: after a change of the map,
+        which makes the whitened gradient longer by ``growth``; NaN where there is no gradient.
+        ``is_last``: the window that begins sets what is frozen.
     holds_target
         Whether the deflection follows a change of the target.
     """
 
     init: Callable[[Array, Array, int, float], Any]
     update: Callable[[Any, SmileInfo, int, ArrayLike], Any]
-    restart: Callable[[Any, Array, int, ArrayLike], Any]
+    restart: Callable[[Any, Array, int, ArrayLike, ArrayLike], Any]
     holds_target: bool
 
 
@@ -86,12 +93,18 @@ class StepSizeState(NamedTuple):
         grown to where a gradient says something.
     recent
         The same over the last few steps.
+    alignment
+        Running mean of the cosine between momentum and gradient.
+    is_last
+        Whether the step size is to be frozen after this window.
     step_size
         The step size for the next step.
     """
 
     log_grad_norm2: RunningMoments
     recent: RunningMoments
+    alignment: RunningMoments
+    is_last: Array
     step_size: Array
 
 
@@ -102,17 +115,18 @@ def init_step_size(step_size: Array) -> StepSizeState:
     noise is, too) and must not set the first step.
     """
     moments = init_running_moments(step_size)
-    return StepSizeState(moments, moments, step_size)
+    return StepSizeState(moments, moments, moments, jnp.zeros((), bool), step_size)
 
 
 def restart_step_size(
-    state: StepSizeState, growth: Array, dimension: int, target: ArrayLike
+    state: StepSizeState, growth: Array, dimension: int, target: ArrayLike, is_last: ArrayLike
 ) -> StepSizeState:
-    """Forget the past but for its mean after the metric has changed."""
+    """Forget the past but for its means after the metric has changed."""
     known = (state.log_grad_norm2.weight > 0) & (growth > 0) & jnp.isfinite(growth)
     start = init_step_size(state.step_size)
+    start = start._replace(alignment=state.alignment, is_last=jnp.asarray(is_last))
     log_grad_norm2 = state.log_grad_norm2.mean + 2 * jnp.log(jnp.where(known, growth, 1))
-    on_target = _on_target(log_grad_norm2, dimension, target)
+    on_target = _on_target(log_grad_norm2, dimension, _stretch(start) * target)
     restarted = _take_in(start, log_grad_norm2)._replace(step_size=on_target)
     return _tree.select(known, restarted, start)
 
@@ -129,6 +143,9 @@ def update_step_size(
     is the deflection; on the way down from a distant start the gradient points
     along the momentum, and the step may be longer.
 
+    With :math:`m` the running mean of :math:`s`, the target is multiplied by
+    :math:`m / 0.1` where this is above 1, except in the last window.
+
     The rule has two sides: the step size recovers after a bad stretch.
     """
     known = state.log_grad_norm2.weight > 0
@@ -142,10 +159,16 @@ def update_step_size(
     as_rejected = state.log_grad_norm2.mean + 2 * jnp.log(REJECTION_FACTOR)
     observed = jnp.where(rejected, as_rejected, observed)
     counts = jnp.where(rejected, known, informative)
-    new = _tree.select(counts, _take_in(state, observed), state)
+    taken = _take_in(state, observed)
+    alignment = jnp.where(rejected, 0, info.alignment).astype(state.step_size.dtype)
+    taken = taken._replace(
+        alignment=update_running_moments(state.alignment, alignment, SMOOTHING_FACTOR)
+    )
+    new = _tree.select(counts, taken, state)
 
     recent = new.recent.mean - 2 * jnp.log(RECENT_MARGIN)
-    on_target = _on_target(jnp.maximum(new.log_grad_norm2.mean, recent), dimension, target)
+    log_grad_norm2 = jnp.maximum(new.log_grad_norm2.mean, recent)
+    on_target = _on_target(log_grad_norm2, dimension, _stretch(new) * target)
     growing = MAX_GROWTH * state.step_size
     step_size = jnp.where(
         new.log_grad_norm2.weight > 0,
@@ -153,6 +176,11 @@ def update_step_size(
         jnp.where(rejected, state.step_size / REJECTION_FACTOR, growing),
     )
     return new._replace(step_size=step_size)
+
+
+def _stretch(state: StepSizeState) -> Array:
+    stretch = jnp.maximum(state.alignment.mean / ALIGNMENT_ON_THE_WAY, 1)
+    return jnp.where(state.is_last, 1, stretch)
 
 
 def turning_angle(deflection: Array, alignment: Array) -> Array:

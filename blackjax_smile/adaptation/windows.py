@@ -117,6 +117,7 @@ class WindowedAdaptation(NamedTuple):
             energy=energy.init_energy(dtype),
             squares=restraint.init_squares(momentum),
             deflection=jnp.zeros((), dtype),
+            alignment=jnp.zeros((), dtype),
             num_rejected=jnp.zeros((), jnp.int32),
         )
 
@@ -169,6 +170,7 @@ class WindowedAdaptation(NamedTuple):
                 ),
                 energy=energy.update_energy(window.energy, info.energy_change),
                 deflection=window.deflection + info.deflection,
+                alignment=window.alignment + info.alignment,
             )
 
         window = jax.lax.cond(accepted, take_in, lambda window: window, state.window)
@@ -245,6 +247,7 @@ class WindowedAdaptation(NamedTuple):
             step_size=epsilon,
             L=L,
             deflection=window.deflection / window.energy.count,
+            alignment=window.alignment / window.energy.count,
             target_deflection=state.target_deflection,
             num_rejected=window.num_rejected,
             anisotropy=excess,
@@ -266,7 +269,7 @@ class WindowedAdaptation(NamedTuple):
             # Only the last slow window is long enough to know.
             share = jnp.where(self.rule.holds_target & (windows_left == 1), share, 1)
             target = share * state.target_deflection
-            tuned = self.rule.restart(state.step_size, growth, d, target)
+            tuned = self.rule.restart(state.step_size, growth, d, target, windows_left == 1)
             tuned = self.pool.replace_medians(tuned, "step_size")
             momentum = dynamics.random_momentum(rng_key, state.sampler.momentum)
             return AdaptationState(

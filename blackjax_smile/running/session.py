@@ -1,6 +1,5 @@
 """A run from where it stands to its end."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from blackjax_smile.running.journal import Adapted, Journal
 from blackjax_smile.running.loops import run_sampling, run_warmup
 from blackjax_smile.running.progress import Progress
 from blackjax_smile.running.settings import Settings
+from blackjax_smile.running.warmup_checks import check_moved, warn_of_chains_on_the_way
 from blackjax_smile.sgmcmc import smile
 
 __all__ = ["Kept", "run"]
@@ -113,7 +113,8 @@ def run(
             adapted = resume.adapted
             if adapted is None:
                 adapted = run_warmup(engine, journal, resume, progress)
-                _check_moved(engine, adapted)
+                check_moved(engine, adapted)
+                warn_of_chains_on_the_way(engine, adapted)
             chunk_size = kept.chunk_size(settings)
             chains = run_sampling(engine, journal, resume, adapted, kept.rows, chunk_size, progress)
         finally:
@@ -129,30 +130,3 @@ def run(
             f"resumes from the last checkpoint. ({str(error).splitlines()[0]})"
         ) from error
     return adapted, chains
-
-
-def _check_moved(engine: Engine, adapted: Adapted) -> None:
-    """Raise if no chain moved in the warmup; warn of those that did not."""
-    fetch, chains = engine.placement.fetch, engine.placement.local_chains
-    step_size = fetch(adapted.parameters["step_size"])
-    rejected = fetch(adapted.windows.num_rejected)[:, -1]
-    failed = ~np.isfinite(step_size) | (rejected == engine.settings.schedule.fast_window)
-    failed |= fetch(adapted.num_finite_probes) == 0
-    moved = np.zeros_like(failed)
-    end = fetch(adapted.states.position)
-    for before, after in zip(jax.tree.leaves(engine.positions), jax.tree.leaves(end), strict=True):
-        different = np.asarray(before)[chains] != after
-        moved |= different.reshape(len(moved), -1).any(axis=1)
-    failed |= ~moved
-    if failed.all():
-        raise ValueError(
-            "The adaptation failed, no chain moved: the log-density or its gradient was not "
-            "finite at the initial positions or next to them, or does not depend on them. "
-            "Evaluate logdensity_fn(position, minibatch) and its gradient there."
-        )
-    if failed.any():
-        warnings.warn(
-            f"The adaptation of the chains {(np.flatnonzero(failed) + chains.start).tolist()} "
-            "failed: they did not move, or rejected every step. The others go on.",
-            stacklevel=4,
-        )

@@ -1,0 +1,65 @@
+"""What is looked at between warmup and sampling: chains that do not move, or have not arrived."""
+
+import warnings
+
+import jax
+import numpy as np
+from blackjax.util import pytree_size
+
+from blackjax_smile.running.engine import Engine
+from blackjax_smile.running.journal import Adapted
+
+__all__ = ["check_moved", "warn_of_chains_on_the_way"]
+
+#: A mean alignment of momentum and gradient above this in the last window is that of a chain on
+#: its way,
+ON_THE_WAY = 0.1
+
+#: if it is as many standard errors above 0: of d coordinates and n steps 1 / sqrt(n d) each.
+MIN_STANDARD_ERRORS = 5.0
+
+
+def check_moved(engine: Engine, adapted: Adapted) -> None:
+    """Raise if no chain moved in the warmup; warn of those that did not."""
+    fetch, chains = engine.placement.fetch, engine.placement.local_chains
+    step_size = fetch(adapted.parameters["step_size"])
+    rejected = fetch(adapted.windows.num_rejected)[:, -1]
+    failed = ~np.isfinite(step_size) | (rejected == engine.settings.schedule.fast_window)
+    failed |= fetch(adapted.num_finite_probes) == 0
+    moved = np.zeros_like(failed)
+    end = fetch(adapted.states.position)
+    for before, after in zip(jax.tree.leaves(engine.positions), jax.tree.leaves(end), strict=True):
+        different = np.asarray(before)[chains] != after
+        moved |= different.reshape(len(moved), -1).any(axis=1)
+    failed |= ~moved
+    if failed.all():
+        raise ValueError(
+            "The adaptation failed, no chain moved: the log-density or its gradient was not "
+            "finite at the initial positions or next to them, or does not depend on them. "
+            "Evaluate logdensity_fn(position, minibatch) and its gradient there."
+        )
+    if failed.any():
+        warnings.warn(
+            f"The adaptation of the chains {(np.flatnonzero(failed) + chains.start).tolist()} "
+            "failed: they did not move, or rejected every step. The others go on.",
+            stacklevel=4,
+        )
+
+
+def warn_of_chains_on_the_way(engine: Engine, adapted: Adapted) -> None:
+    """Warn of chains whose momentum still ran along the gradient when the warmup ended."""
+    windows, num_chains = engine.placement.fetch(adapted.windows), engine.settings.num_chains
+    num_accepted = engine.settings.schedule.fast_window - windows.num_rejected[:, -1]
+    d = pytree_size(engine.positions) / num_chains
+    alignment = windows.alignment[:, -1]
+    significant = MIN_STANDARD_ERRORS / np.sqrt(np.maximum(num_accepted, 1) * d)
+    on_the_way = alignment > np.maximum(ON_THE_WAY, significant)
+    if on_the_way.any():
+        indices = np.flatnonzero(on_the_way) + engine.placement.local_chains.start
+        warnings.warn(
+            f"The chains {indices.tolist()} were still on their way to the posterior when the "
+            f"warmup ended (mean alignment {np.mean(alignment[on_the_way]):.2f} of momentum and "
+            "gradient, about 0 there), so their first draws show the way. Use a longer warmup "
+            "(num_warmup), or start nearer, for example at an optimum.",
+            stacklevel=4,
+        )
