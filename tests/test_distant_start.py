@@ -82,16 +82,16 @@ def test_counts_from_zero():
 
 
 def test_categories_from_zero():
-    """A regression with 100 and 200 one-hot columns: all chains arrive."""
+    """A regression with 150 one-hot columns: all chains arrive."""
     rng = np.random.default_rng(0)
     num_rows = 20_000
     columns = [np.ones((num_rows, 1)), rng.normal(size=(num_rows, 5))]
-    columns += [np.eye(k)[rng.integers(k, size=num_rows)] for k in (100, 200)]
+    columns.append(np.eye(150)[rng.integers(150, size=num_rows)])
     X = np.concatenate(columns, axis=1)
-    y = 3 + X[:, 1:] @ rng.normal(size=305) + rng.normal(size=num_rows)
-    hessian = X.T @ X + np.eye(306)
+    y = 3 + X[:, 1:] @ rng.normal(size=155) + rng.normal(size=num_rows)
+    hessian = X.T @ X + np.eye(156)
     mode = np.linalg.solve(hessian, X.T @ y)
-    assert deviations(np.zeros((1, 306)), mode, hessian) > 25
+    assert deviations(np.zeros((1, 156)), mode, hessian) > 25
     data = jnp.asarray(X, jnp.float32), jnp.asarray(y, jnp.float32)
     logdensity_fn = blackjax.sgmcmc.gradients.logdensity_estimator(
         lambda w: -0.5 * w @ w, lambda w, row: -0.5 * (row[1] - row[0] @ w) ** 2, num_rows
@@ -99,7 +99,7 @@ def test_categories_from_zero():
     warmup = blackjax_smile.smile_adaptation(
         blackjax_smile.smile, logdensity_fn, blackjax_smile.minibatch_sampler(data, 500)
     )
-    adapted = blackjax_smile.adapt_ensemble(jax.random.key(0), warmup, jnp.zeros((2, 306)), 2000)
+    adapted = blackjax_smile.adapt_ensemble(jax.random.key(0), warmup, jnp.zeros((2, 156)), 1000)
     assert np.all(deviations(adapted.state.position, mode, hessian) < 1.3)
 
 

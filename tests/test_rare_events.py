@@ -63,7 +63,7 @@ class Groups:
         return logprior + len(self.data[0]) * jnp.mean(loglikelihood)
 
 
-@pytest.mark.parametrize("preconditioner", ["diagonal", "low_rank", "kronecker"])
+@pytest.mark.parametrize("preconditioner", ["diagonal", "low_rank"])
 def test_effects_of_small_groups(preconditioner):
     """A minibatch of 100 rows says nothing of nine groups in ten.
 

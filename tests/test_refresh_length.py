@@ -167,8 +167,8 @@ class TestStrongNoise:
         np.testing.assert_allclose(ratio[-1], 1, rtol=0.4)
 
     def test_a_chain_on_its_way_keeps_its_deflection(self):
-        """From 100 deviations away: what the path spans then is the way, not the region."""
-        start = jnp.full(self.DIMENSION, 100.0)
+        """From 3000 deviations away: what the path spans then is the way, not the region."""
+        start = jnp.full(self.DIMENSION, 3000.0)
         _, info = self.warmup().run(jax.random.key(0), start, num_steps=2000)
         windows = info.windows
         assert windows.natural_length[-2] > 5 * windows.noise_length[-2]
