@@ -100,7 +100,8 @@ def smile_adaptation(
         Angle in radians by which the gradient of a step turns the momentum, to start
         with. Before the last window it is lowered, to a tenth at most, where the noise
         alone turns the momentum more often than the chain needs: the bias by skewed
-        noise (a rare class and small batches) falls with its square.
+        noise (a rare class and small batches) falls with its square. On the way from a
+        distant start the angle may be a multiple of it.
     tuner
         How the step size is set: ``"deflection"``, or ``"energy_variance"``, the paper's
         tuner [1]_, started at the target deflection and frozen at the warmup's end.

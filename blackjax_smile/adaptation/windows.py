@@ -121,13 +121,22 @@ class WindowedAdaptation(NamedTuple):
             num_rejected=jnp.zeros((), jnp.int32),
         )
 
-    @staticmethod
-    def _refresh_length(state: AdaptationState) -> Array:
+    def _not_too_short(self, noise_length: Array, state: AdaptationState) -> Array:
+        """Return the length over which the noise turns the momentum where a step is on target.
+
+        On the way it is longer, and the same formula would have the refresh forget the way.
+        """
+        epsilon = state.step_size.step_size
+        on_target = epsilon / state.target_deflection**2
+        return jnp.maximum(noise_length, on_target if self.rule.holds_target else 0)
+
+    def _refresh_length(self, state: AdaptationState) -> Array:
         """Return the length in use."""
         epsilon = state.step_size.step_size
         # Before a window has been seen: as much refresh as the noise would give.
         d = pytree_size(state.sampler.position)
         first = refresh_length.noise_length(epsilon, jnp.ones_like(epsilon), d)
+        first = self._not_too_short(first, state)
         return jnp.where(jnp.isnan(state.L_steps), first, state.L_steps * epsilon)
 
     def step(
@@ -241,7 +250,11 @@ class WindowedAdaptation(NamedTuple):
         noise = refresh_length.noise_length(epsilon, mean_variance, d)
         L = refresh_length.choose_length(natural, noise, significant, epsilon)
         searching_L = refresh_length.choose_length(
-            natural, noise, significant, epsilon, refresh_length.MAX_SEARCHING_REFRESH
+            natural,
+            self._not_too_short(noise, state),
+            significant,
+            epsilon,
+            refresh_length.MAX_SEARCHING_REFRESH,
         )
         info = WindowInfo(
             step_size=epsilon,

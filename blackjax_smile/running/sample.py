@@ -146,7 +146,8 @@ def sample(
     Warns
     -----
     UserWarning
-        For chains whose adaptation failed, by index; the others go on.
+        For chains whose adaptation failed, by index; the others go on. For chains that
+        were still on their way to the posterior when the warmup ended.
 
     Examples
     --------

@@ -34,6 +34,10 @@ CLOCK_CYCLE = 64
 #: angle (radians): as small as the deflection of one step, a perturbation.
 MAX_COMPLEMENT_ANGLE = 0.25
 
+#: And never turns it by more (radians): the formula is one of small angles, and on the way from
+#: a distant start, where a step turns by many times more than the noise, it would undo the turn.
+MAX_COMPLEMENT_TURN = 0.5
+
 #: A refresh may wait for this share of L: a turn by 0.25, too.
 MAX_REFRESH_SHARE = 0.03
 
@@ -238,6 +242,8 @@ def refresh(
     keep = jnp.exp(-time / L)
     isotropic = jnp.sqrt(-jnp.expm1(-2 * time / L) / d)
     complementary = jnp.sqrt(time * step_size) / (d - 1)
+    trace = jnp.maximum(preconditioner.complement_trace, jnp.finfo(keep.dtype).tiny)
+    complementary = jnp.minimum(complementary, MAX_COMPLEMENT_TURN * jax.lax.rsqrt(trace))
     draw = _tree.random_signs if d >= COSTLY_FROM_DIMENSION else _tree.random_normals
     noise = preconditioner.refresh_noise(rng_key, momentum, isotropic, complementary, draw)
     mixed = jax.tree.map(lambda u, z: keep.astype(u.dtype) * u + z, momentum, noise)
