@@ -10,6 +10,7 @@ from blackjax.mcmc.integrators import esh_dynamics_momentum_update_one_step
 from blackjax_smile._batching import rarely
 from blackjax_smile._tree import random_signs
 from blackjax_smile.preconditioners import as_preconditioner
+from blackjax_smile.preconditioners.diagonal import from_variance
 from blackjax_smile.sgmcmc import dynamics
 
 pytestmark = pytest.mark.numerics
@@ -110,6 +111,25 @@ def test_refresh_of_interval_is_one_of_longer_time():
     several = dynamics.refresh(*args, jnp.asarray(0.1), jnp.asarray(3.0), jnp.asarray(8))
     one = dynamics.refresh(*args, jnp.asarray(0.8), jnp.asarray(3.0), jnp.asarray(1))
     np.testing.assert_allclose(several, one, rtol=1e-6)
+
+
+def test_the_complementary_noise_turns_by_no_more_than_half_a_radian():
+    """However long the step: its formula is one of small angles. Below, it is proportional."""
+    preconditioner = from_variance(jnp.asarray([1.0, 1.0, 1.0, 1e-12, 1e-12]))
+    keys, start = jax.random.split(jax.random.key(0), 4000), jnp.eye(5)[0]
+
+    def turn(step_size):
+        """Root mean square of what is added, over the momentum that was."""
+        refreshed = jax.vmap(
+            lambda key: dynamics.refresh(
+                key, start, preconditioner, step_size, jnp.asarray(jnp.inf), jnp.asarray(1)
+            )
+        )(keys)
+        return np.sqrt(np.mean(np.sum((refreshed / refreshed[:, :1] - start[None]) ** 2, axis=1)))
+
+    small = 0.1 * 4 / np.sqrt(preconditioner.complement_trace)
+    np.testing.assert_allclose(turn(jnp.asarray(small)), 0.1, rtol=0.1)
+    np.testing.assert_allclose(turn(jnp.asarray(1e3 * small)), 0.5, rtol=0.1)
 
 
 def test_refresh_with_infinite_length_is_off():
