@@ -16,6 +16,8 @@ lppd       mean over test rows of the log of the mean predictive density
 validation the same over the validation rows
 ece        expected calibration error, 15 bins, of the mean predictive probabilities
 floor      the same if the predictions were calibrated: labels drawn from them, mean of 200
+pooled     the same of the predictions of all splits together
+gain       mean difference to the deep ensemble over the splits, with its standard error
 accuracy   of the same
 rhat       of the test rows' log-likelihood, median over the rows where
            it varies: all chains / each by itself
@@ -36,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from digits_model import NETWORKS, load_data
 from full_batch_nuts import nuts_chain
 from tables import print_table, verdict, write_csv
 
@@ -44,7 +47,6 @@ from blackjax_smile import bnn, evaluation, prediction
 from blackjax_smile.function_space import prediction_diagnostics
 
 BATCH_SIZE = 128
-NUM_CLASSES = 10
 PRIOR_DEVIATION = 2.0
 TEMPERATURE = 0.01
 NUTS_DRAWS = 250
@@ -54,66 +56,6 @@ COLUMNS = (
     *("network", "seed", "sampler", "temperature", *SCORES),
     *("rhat", "rejected", "anisotropy", "seconds"),
 )
-
-
-def load_data(seed: int):
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images / 16).astype(np.float32)
-    rest = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=seed)
-    train_x, test_x, train_y, test_y = rest
-    train_x, validation_x, train_y, validation_y = train_test_split(
-        train_x, train_y, test_size=0.125, stratify=train_y, random_state=seed
-    )
-    mean, deviation = train_x.mean(), train_x.std()
-    parts = [(train_x, train_y), (validation_x, validation_y), (test_x, test_y)]
-    return [(jnp.asarray((x - mean) / deviation), jnp.asarray(y)) for x, y in parts]
-
-
-def convolve(layer, image, stride: int):
-    """A 3 x 3 convolution as a product of matrices: kernels differ between chains."""
-    padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)))
-    height, width = image.shape[0], image.shape[1]
-    patches = [
-        padded[i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)
-    ]
-    kernel = layer["kernel"]
-    out = jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-    return jax.nn.relu(out + layer["bias"][None, None])
-
-
-def conv_network() -> bnn.Network:
-    shapes = {"conv1": (3, 3, 1, 8), "conv2": (3, 3, 8, 16), "linear": (256, NUM_CLASSES)}
-
-    def init(rng_key):
-        keys = dict(zip(shapes, jax.random.split(rng_key, 3), strict=True))
-        return {
-            name: {
-                "kernel": jax.random.normal(keys[name], shape) * (2 / np.prod(shape[:-1])) ** 0.5,
-                "bias": jnp.zeros(shape[-1]),
-            }
-            for name, shape in shapes.items()
-        }
-
-    def logits(position, row):
-        x = convolve(position["conv1"], row[0].reshape(8, 8, 1), 1)
-        x = convolve(position["conv2"], x, 2).reshape(-1)
-        return x @ position["linear"]["kernel"] + position["linear"]["bias"]
-
-    mlp = bnn.classification_network(64, NUM_CLASSES)
-    return mlp._replace(
-        init=init,
-        loglikelihood=lambda position, row: jax.nn.log_softmax(logits(position, row))[row[1]],
-        predict=lambda position, row: jax.nn.softmax(logits(position, row)),
-    )
-
-
-NETWORKS = {
-    "mlp": lambda: bnn.classification_network(64, NUM_CLASSES, (64,)),
-    "conv": conv_network,
-}
 
 
 def train(network: bnn.Network, data, num_members: int, rng_key):
@@ -143,8 +85,10 @@ def train(network: bnn.Network, data, num_members: int, rng_key):
 
 
 def scores(network: bnn.Network, positions, validation, test) -> dict:
+    """Return the scores, and the predictions and labels of which those of all splits are made."""
     probabilities = prediction.predictive_mean(network.predict, positions, test)
     return {
+        "predictions": (np.asarray(probabilities), np.asarray(test[1])),
         "validation": float(evaluation.lppd(network.loglikelihood, positions, validation)),
         "lppd": float(evaluation.lppd(network.loglikelihood, positions, test)),
         "ece": float(evaluation.expected_calibration_error(probabilities, test[1])),
@@ -256,19 +200,36 @@ def means_over_seeds(rows: list[dict]) -> list[dict]:
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["sampler"], row["temperature"]), []).append(row)
-    means = [
-        {
-            **dict(zip(("network", "sampler", "temperature"), group, strict=True)),
+    deep = {key[0]: found for key, found in groups.items() if key[1] == "deep ensemble"}
+    means = []
+    for key, found in groups.items():
+        lppd, ece = (gains(found, deep[key[0]], name) for name in ("lppd", "ece"))
+        predictions = zip(*(row["predictions"] for row in found), strict=True)
+        pooled = (np.concatenate(parts) for parts in predictions)
+        row = {
+            **dict(zip(("network", "sampler", "temperature"), key, strict=True)),
             **{name: float(np.mean([row[name] for row in found])) for name in SCORES},
+            "pooled": float(evaluation.expected_calibration_error(*pooled)),
+            "lppd gain": with_error(lppd),
+            "ece gain": with_error(ece),
         }
-        for group, found in groups.items()
-    ]
-    deep = {row["network"]: row for row in means if row["sampler"] == "deep ensemble"}
-    for row in means:
-        rival = deep[row["network"]]
-        better = row["lppd"] > rival["lppd"] and row["ece"] < rival["ece"]
-        row["bar"] = verdict(better) if row["sampler"].startswith("smile") else ""
+        better = np.mean(lppd) > 0 > np.mean(ece)
+        row["bar"] = verdict(better) if key[1].startswith("smile") else ""
+        means.append(row)
     return means
+
+
+def gains(rows: list[dict], rivals: list[dict], name: str) -> np.ndarray:
+    return np.asarray([row[name] - rival[name] for row, rival in zip(rows, rivals, strict=True)])
+
+
+def with_error(values: np.ndarray) -> str:
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):+.4f} +- {error:.4f}"
+
+
+def shown(rows: list[dict]) -> list[dict]:
+    return [{name: row[name] for name in COLUMNS} for row in rows]
 
 
 def main() -> None:
@@ -289,14 +250,14 @@ def main() -> None:
     for name in args.networks:
         for seed in args.seeds:
             found = compare(name, seed, args)
-            print_table(found)
+            print_table(shown(found))
             rows += found
     print()
-    print_table(rows)
+    print_table(shown(rows))
     print()
     print_table(means_over_seeds(rows))
     if args.output:
-        write_csv(args.output, rows)
+        write_csv(args.output, shown(rows))
 
 
 if __name__ == "__main__":
