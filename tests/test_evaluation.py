@@ -11,6 +11,8 @@ from blackjax_smile import evaluation, prediction
 from blackjax_smile.function_space import prediction_diagnostics
 from helpers import SIGMAS
 
+pytestmark = pytest.mark.numerics
+
 
 def test_calibration_error_by_hand():
     """Ten rows in two bins: 6 of confidence .9, of which 3 right; 4 of .65, all right."""

@@ -209,7 +209,7 @@ def test_a_failed_chain_is_named_and_harms_no_other():
 
 def test_a_chain_that_has_not_arrived_is_named():
     with pytest.warns(UserWarning, match=r"chains \[1\] were still on their way"):
-        sample(positions=start().at[1].add(100.0))
+        sample(positions=start().at[1].add(1e5))
 
 
 @pytest.mark.parametrize(
