@@ -54,6 +54,33 @@ def deviations(position, mode, hessian):
     return np.sqrt(np.einsum("ci,ij,cj->c", difference, hessian, difference) / len(mode))
 
 
+def test_counts_from_zero():
+    """A Poisson regression, 270 deviations away: all of 8 chains arrive.
+
+    With the target held on the way they were 115 away after 4000 steps.
+    """
+    rng = np.random.default_rng(0)
+    X = np.c_[np.ones(20_000), 0.3 * rng.normal(size=(20_000, 10))]
+    y = rng.poisson(np.exp(X @ np.r_[2.0, 0.5 * rng.normal(size=10)]))
+    mode = np.r_[2.0, np.zeros(10)]
+    for _ in range(20):
+        rate = np.exp(X @ mode)
+        hessian = X.T @ (rate[:, None] * X) + np.eye(11)
+        mode = mode + np.linalg.solve(hessian, X.T @ (y - rate) - mode)
+    logdensity_fn = blackjax.sgmcmc.gradients.logdensity_estimator(
+        lambda w: -0.5 * w @ w,
+        lambda w, row: row[1] * (row[0] @ w) - jnp.exp(row[0] @ w),
+        len(y),
+    )
+    data = jnp.asarray(X, jnp.float32), jnp.asarray(y, jnp.float32)
+    warmup = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile, logdensity_fn, blackjax_smile.minibatch_sampler(data, 200)
+    )
+    adapted = blackjax_smile.adapt_ensemble(jax.random.key(0), warmup, jnp.zeros((8, 11)), 2000)
+    assert np.all(deviations(adapted.state.position, mode, hessian) < 4)
+    assert np.all(adapted.info.windows.alignment[:, -1] < 0.1)
+
+
 def test_overdispersed_counts_from_zero():
     """A negative binomial regression with its shape unknown, 100 deviations away.
 
@@ -89,7 +116,7 @@ def test_overdispersed_counts_from_zero():
     )
     adapted = blackjax_smile.adapt_ensemble(jax.random.key(0), warmup, jnp.zeros((8, 8)), 1000)
     assert np.all(deviations(adapted.state.position, np.asarray(mode), np.asarray(hessian)) < 4)
-    assert np.all(adapted.info.windows.alignment[:, -1] < 0.3)
+    assert np.all(adapted.info.windows.alignment[:, -1] < 0.15)
 
 
 def test_categories_from_zero():
