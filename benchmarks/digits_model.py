@@ -7,18 +7,22 @@ import numpy as np
 from blackjax_smile import bnn
 
 NUM_CLASSES = 10
+VALIDATION_SHARE = 0.1
 
 
-def load_data(seed: int):
+def load_data(seed: int, test_share: float = 0.2):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32)
-    rest = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=seed)
-    train_x, test_x, train_y, test_y = rest
-    train_x, validation_x, train_y, validation_y = train_test_split(
-        train_x, train_y, test_size=0.125, stratify=train_y, random_state=seed
+
+    def split(x, y, share):
+        return train_test_split(x, y, test_size=share, stratify=y, random_state=seed)
+
+    train_x, test_x, train_y, test_y = split(images, labels, test_share)
+    train_x, validation_x, train_y, validation_y = split(
+        train_x, train_y, VALIDATION_SHARE / (1 - test_share)
     )
     mean, deviation = train_x.mean(), train_x.std()
     parts = [(train_x, train_y), (validation_x, validation_y), (test_x, test_y)]

@@ -7,7 +7,8 @@
 `mlp`: 64-64-10, ReLU. `conv`: two 3 x 3 convolutions (8 and 16 channels, the second
 with stride 2) and a linear layer. Independent normal priors of deviation 2, or
 ``--prior-deviation``; the posterior to the power 1 / temperature, likelihood and
-prior alike. Both by the validation rows. Rows split 70/10/20 by the seed.
+prior alike. Both by the validation rows. Rows split 70/10/20 by the seed, or by
+``--test-share``: 360 test rows can tell no calibration error below 0.016 from none.
 Members: AdamW 0.01, weight decay 0.005, batch 64, at most 200 epochs, early stopping on the
 validation rows with patience 10. The deep ensemble is their mixture; each is also the start
 of a chain.
@@ -172,7 +173,7 @@ def run_smile(network: bnn.Network, data, logdensity_fn, starts, rng_key, args) 
 
 def compare(name: str, seed: int, args) -> list[dict]:
     network = with_prior(NETWORKS[name](), args.prior_deviation)
-    data = load_data(seed)
+    data = load_data(seed, args.test_share)
     rows, validation, test = data
     train_key, smile_key, nuts_key = jax.random.split(jax.random.key(seed), 3)
     began = time.perf_counter()
@@ -236,6 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--test-share", type=float, default=0.2, help="of the rows; 0.1 validate")
     parser.add_argument("--preconditioner", default="auto")
     parser.add_argument("--prior-deviation", type=float, default=PRIOR_DEVIATION)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[TEMPERATURE])

@@ -34,20 +34,3 @@ def x64():
     """Run a test in double precision."""
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-    """Compile what many tests have in common once, their subprocesses included."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    options = {
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)

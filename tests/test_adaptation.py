@@ -50,7 +50,7 @@ class TestPosterior:
             PROBLEM.minibatch_fn(100),
             PROBLEM.mode,
             2000,
-            60_000,
+            30_000,
             preconditioner=preconditioner,
         )
         assert_moments(draws, MEAN, np.diag(COVARIANCE), 0.05, 0.05)
@@ -68,7 +68,7 @@ class TestPosterior:
                 problem.minibatch_fn(100),
                 problem.mode,
                 2000,
-                60_000,
+                30_000,
                 preconditioner=preconditioner,
             )
             ratio = np.var(np.asarray(draws, np.float64), axis=0) / np.diag(covariance)
@@ -100,7 +100,7 @@ class TestPosterior:
             u = jax.random.uniform(corrupt_key)
             return X, y.at[0].add(jnp.where(u < 0.01, jnp.nan, jnp.where(u < 0.02, jnp.inf, 0)))
 
-        draws, infos, _, info = sample(PROBLEM.logdensity_fn, corrupted, PROBLEM.mode, 2000, 60_000)
+        draws, infos, _, info = sample(PROBLEM.logdensity_fn, corrupted, PROBLEM.mode, 2000, 30_000)
         assert_moments(draws, MEAN, np.diag(COVARIANCE), 0.05, 0.05)
         assert 0.015 < jnp.mean(infos.is_divergent) < 0.03
         assert 10 < jnp.sum(info.windows.num_rejected) < 80

@@ -19,11 +19,8 @@ import pytest
 
 from long_runs import BATCH, PROBLEM, host_minibatches, sample, stop_after
 
-pytestmark = [
-    pytest.mark.usefixtures("compilation_cache"),
-    # Tensorstore's callbacks find the event loop gone after one of their reads has failed.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+# Tensorstore's callbacks find the event loop gone after one of their reads has failed.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 DEVIATIONS = np.sqrt(np.diag(PROBLEM.posterior[1]))
 
@@ -55,12 +52,14 @@ class TestTwoDevices:
         assert len(result.states.position.sharding.device_set) == 2
         assert_same(result.positions, on_one_device.positions)
 
+    @pytest.mark.numerics
     @pytest.mark.parametrize("shared", [False, True])
     def test_minibatches_from_the_host(self, shared):
         options = {"share_minibatches": shared}
         result = sample(minibatches=host_minibatches(), mesh=mesh_of(2), **options)
         assert_same(result.positions, sample(**options).positions)
 
+    @pytest.mark.numerics
     @pytest.mark.parametrize(("before", "after"), [(None, (2,)), ((2,), None)])
     def test_resume_on_another_number_of_devices(self, before, after, tmp_path):
         pytest.importorskip("zarr")
@@ -88,24 +87,22 @@ np.savez(sys.argv[1], *[result.positions for result in results])
 """
 
 
-def environment(num_devices, cache):
+def environment(num_devices):
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
         # Of a flag that comes twice the last one counts.
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
         f"--xla_force_host_platform_device_count={num_devices}",
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parents[1]), *sys.path]),
     }
 
 
-def test_eight_devices(tmp_path, compilation_cache):
+@pytest.mark.numerics
+def test_eight_devices(tmp_path):
     command = [sys.executable, "-c", EIGHT, tmp_path / "found.npz"]
     folder = pathlib.Path(__file__).parent
-    subprocess.run(command, env=environment(8, compilation_cache), cwd=folder, check=True)
+    subprocess.run(command, env=environment(8), cwd=folder, check=True)
     with np.load(tmp_path / "found.npz") as found:
         one, *others = (found[name] for name in found.files)
     for other in others:
@@ -121,25 +118,23 @@ def free_port():
 class TestTwoProcesses:
     """`jax.distributed` on this machine, one device and one chain each."""
 
-    def start(self, store, target, cache):
+    def start(self, store, target):
         script, port = pathlib.Path(__file__).with_name("long_runs.py"), str(free_port())
         return [
             subprocess.Popen(
                 [sys.executable, script, store, target, str(process), port],
-                env=environment(1, cache),
+                env=environment(1),
                 stderr=(store.parent / f"{process}.log").open("w"),
             )
             for process in (0, 1)
         ]
 
-    def test_one_dies_the_other_stops_and_one_device_goes_on(
-        self, tmp_path, compilation_cache, on_one_device
-    ):
+    def test_one_dies_the_other_stops_and_one_device_goes_on(self, tmp_path, on_one_device):
         """Each writes its own chain; what they wrote is what one process goes on from."""
         pytest.importorskip("zarr")
         pytest.importorskip("orbax.checkpoint")
         store, target = tmp_path / "run.zarr", tmp_path / "result.npz"
-        processes = self.start(store, target, compilation_cache)
+        processes = self.start(store, target)
         folder = pathlib.Path(f"{store}.checkpoint/steps")
         try:
             while not (folder.exists() and self.newest(folder) >= 450):

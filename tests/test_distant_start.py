@@ -17,7 +17,7 @@ MEAN, COVARIANCE = PROBLEM.posterior
 
 def test_far_start():
     position = PROBLEM.mode + 10 * jnp.sqrt(jnp.diag(jnp.asarray(COVARIANCE, jnp.float32)))
-    draws, *_ = sample(PROBLEM.logdensity_fn, PROBLEM.minibatch_fn(100), position, 3000, 60_000)
+    draws, *_ = sample(PROBLEM.logdensity_fn, PROBLEM.minibatch_fn(100), position, 3000, 30_000)
     assert_moments(draws, MEAN, np.diag(COVARIANCE), 0.05, 0.05)
 
 

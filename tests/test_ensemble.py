@@ -39,12 +39,12 @@ def test_every_chain_samples_the_posterior(pooled):
     factor = np.asarray(adapted.parameters["inverse_mass_matrix"].factor)
     assert np.all(factor[0] == factor[1]) == pooled
     _, (positions, infos) = sample_ensemble(
-        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, adapted, 2000, 10
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, adapted, 1000, 10
     )
     mean, covariance = MODEL.posterior
     for draws in positions:
         assert_moments(draws, mean, np.diag(covariance), bias_mean=0.05, bias_variance=0.05)
-    assert infos.deflection.shape == (4, 2000)
+    assert infos.deflection.shape == (4, 1000)
     np.testing.assert_allclose(infos.deflection.mean(), 0.25, rtol=0.15)
 
 
@@ -116,7 +116,7 @@ def test_failed_members_are_reported_and_the_others_unharmed(pooled):
     assert len(sound.failed) == 3
     assert not np.any(sound.failed)
     _, (draws, _) = sample_ensemble(
-        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, sound, 2000, 10
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, MINIBATCH_FN, sound, 1000, 10
     )
     mean, covariance = MODEL.posterior
     for chain in draws:

@@ -155,6 +155,7 @@ def test_numpyro_log_density_is_scaled_to_the_data():
 
 
 @jax.numpy_rank_promotion("allow")  # NumPyro broadcasts a row of locations
+@pytest.mark.numerics
 def test_numpyro_posterior():
     """A conjugate mean: the draws have the exact posterior's moments."""
     numpyro = pytest.importorskip("numpyro")

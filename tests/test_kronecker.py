@@ -285,7 +285,7 @@ def test_posterior_of_a_linear_layer():
         blackjax_smile.minibatch_sampler(data, 100),
         start,
         2000,
-        60_000,
+        30_000,
         preconditioner="kronecker",
     )
     assert isinstance(parameters["inverse_mass_matrix"], KroneckerPreconditioner)

@@ -119,7 +119,7 @@ class TestStrongNoise:
     """
 
     DIMENSION = 5
-    NUM_STEPS = 60_000
+    NUM_STEPS = 40_000
 
     @staticmethod
     def logdensity_fn(x, noise):

@@ -66,7 +66,7 @@ def test_a_stiff_hyperparameter_from_zero(preconditioner):
     position = {"groups": jnp.zeros(problem.num_groups), "mean": jnp.zeros(())}
     minibatch_fn = blackjax_smile.minibatch_sampler(problem.data, 60)
     draws, infos, *_ = sample(
-        problem.logdensity_fn, minibatch_fn, position, 2000, 40_000, preconditioner=preconditioner
+        problem.logdensity_fn, minibatch_fn, position, 2000, 20_000, preconditioner=preconditioner
     )
     flat = np.concatenate([draws["groups"], draws["mean"][:, None]], axis=1)
     assert_moments(flat, problem.mean, np.diag(problem.covariance), 0.05, 0.05)

@@ -16,7 +16,7 @@ from blackjax_smile.running.progress import RunningRhat
 from blackjax_smile.running.sources import RowSampler
 from helpers import LinearRegression, assert_moments
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = pytest.mark.numerics
 
 PROBLEM = LinearRegression()
 BATCH = 20
@@ -78,7 +78,7 @@ def test_the_warmup_is_that_of_smile_adaptation():
 
 def test_moments_from_a_memory_mapped_file(memory_mapped):
     """Within 5 standard errors; bias as in the tests of `smile` itself."""
-    result = sample(memory_mapped, batch_size=BATCH, num_samples=20_000)
+    result = sample(memory_mapped, batch_size=BATCH, num_samples=10_000)
     mean, covariance = PROBLEM.posterior
     assert_moments(result.positions[0], mean, np.diag(covariance), 0.05, 0.1)
 

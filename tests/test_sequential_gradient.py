@@ -144,7 +144,7 @@ def test_posterior_is_exact():
     """Four chains of a regression, by the error bars that their ESS gives (`helpers`)."""
     problem = LinearRegression(d=3)
     fn = blackjax_smile.sequential_gradient(problem.logdensity_fn)
-    batches = problem.minibatch_fn(1000)
+    batches = problem.minibatch_fn(400)
     warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, fn, batches)
     starts = jnp.tile(problem.mode, (4, 1))
     adapted = blackjax_smile.adapt_ensemble(jax.random.key(1), warmup, starts, num_steps=1000)
