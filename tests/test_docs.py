@@ -54,10 +54,15 @@ def prose(path):
 
 def pages_that_run():
     """Those that use ArviZ run on every version of Python."""
-    for page in PAGES:
-        if blocks(page, "python"):
-            marks = () if "arviz" in page.read_text() else pytest.mark.numerics
-            yield pytest.param(page, id=name_of(page), marks=marks)
+    return [
+        pytest.param(
+            page,
+            id=name_of(page),
+            marks=() if "arviz" in page.read_text() else pytest.mark.numerics,
+        )
+        for page in PAGES
+        if blocks(page, "python")
+    ]
 
 
 @pytest.fixture

@@ -178,10 +178,11 @@ class TestConformance:
         position = POSITIONS["nested"](jnp.float32)
         keys = jax.random.split(jax.random.key(0), 3)
         lengths = jnp.asarray([0.5, 20.0, jnp.inf])
+        preconditioner = make(name)
 
         def chain(key, L):
             algorithm = smile(
-                minibatch_quadratic, L=L, step_size=0.3, inverse_mass_matrix=make_cached(name)
+                minibatch_quadratic, L=L, step_size=0.3, inverse_mass_matrix=preconditioner
             )
             init_key, run_key = jax.random.split(key)
             bound = blackjax_smile.with_minibatches(algorithm, normal_minibatch)
@@ -190,9 +191,9 @@ class TestConformance:
             )
             return history
 
-        together = jax.vmap(chain)(keys, lengths)
+        together, one = jax.jit(jax.vmap(chain))(keys, lengths), jax.jit(chain)
         for i in range(3):
-            alone = chain(keys[i], lengths[i])
+            alone = one(keys[i], lengths[i])
             chex.assert_trees_all_close(
                 jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=2e-3, atol=2e-4
             )
@@ -242,8 +243,9 @@ class TestConformance:
             algorithm = smile(minibatch_quadratic, L=jnp.inf, step_size=0.2)
             state = algorithm.init(jnp.ones(6, dtype), jax.random.key(0))
             state = state._replace(momentum=jnp.full(6, 6**-0.5, dtype))
+            step = jax.jit(algorithm.step)
             for i in range(50):
-                state, _ = algorithm.step(jax.random.key(i), state, jnp.full(2, np.sin(i), dtype))
+                state, _ = step(jax.random.key(i), state, jnp.full(2, np.sin(i), dtype))
             paths.append(np.asarray(state.position, np.float64))
         np.testing.assert_allclose(*paths, rtol=1e-3)
 
@@ -280,13 +282,6 @@ class TestConformance:
         sharded, _ = step(*jax.device_put((keys, states), sharding), batch)
         assert sharded.position.sharding.is_equivalent_to(sharding, 2)
         np.testing.assert_allclose(sharded.position, expected.position, rtol=1e-6)
-
-
-_MADE = {}
-
-
-def make_cached(name):
-    return _MADE.setdefault(name, make(name))
 
 
 class TestErrors:

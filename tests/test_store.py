@@ -54,7 +54,7 @@ def test_the_store_holds_what_memory_would(tmp_path, in_memory):
 def test_it_can_be_read_while_the_run_goes_on(tmp_path):
     """All variables are of one length, written to the end, and never shorter.
 
-    A look at one in twenty gradients: each takes a tenth of a second.
+    A look at one in twenty gradients: each reads the whole store.
     """
     store, seen = tmp_path / "run.zarr", []
 
