@@ -1,14 +1,16 @@
 """Arithmetic on pytrees of arrays, leaf by leaf.
 
-Nothing here ravels the tree: a copy into one flat vector costs as much as a
+Nothing here ravels large leaves: a copy into one flat vector costs as much as a
 pass of the dynamics.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 __all__ = [
@@ -25,6 +27,10 @@ __all__ = [
     "unstack",
     "vdot",
 ]
+
+#: Up to this number of elements the leaves of a dtype share one draw of random numbers: from
+#: there on a copy of the leaf costs more than to start another generator.
+SMALL_LEAF = 4096
 
 
 def named_leaves(tree: ArrayLikeTree, var_name: str = "x") -> dict[str, Any]:
@@ -145,10 +151,7 @@ def all_finite(tree: ArrayTree) -> Array:
 
 def random_normals(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:
     """Draw standard normals in the shapes and dtypes of ``tree``."""
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(rng_key, len(leaves))
-    draws = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)
+    return _random_tree(rng_key, tree, lambda key, n, dtype: jax.random.normal(key, (n,), dtype))
 
 
 def random_signs(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:
@@ -157,14 +160,29 @@ def random_signs(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:
     One random word serves 32 elements, which makes this several times cheaper
     than normals.
     """
-    leaves, treedef = jax.tree.flatten(tree)
-    keys = jax.random.split(rng_key, len(leaves))
-    draws = [_signs(k, x) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(treedef, draws)
+    return _random_tree(rng_key, tree, _signs)
 
 
-def _signs(rng_key: PRNGKey, leaf: Array) -> Array:
-    words = jax.random.bits(rng_key, (math.ceil(leaf.size / 32), 1), jnp.uint32)
+def _signs(rng_key: PRNGKey, size: int, dtype: Any) -> Array:
+    words = jax.random.bits(rng_key, (math.ceil(size / 32), 1), jnp.uint32)
     bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None]) & 1
-    signs = bits.astype(leaf.dtype) * 2 - 1
-    return signs.reshape(-1)[: leaf.size].reshape(leaf.shape)
+    return (bits.astype(dtype) * 2 - 1).reshape(-1)[:size]
+
+
+def _random_tree(
+    rng_key: PRNGKey, tree: ArrayTree, draw: Callable[[PRNGKey, int, Any], Array]
+) -> ArrayTree:
+    """Draw for each large leaf, and once for all small leaves of a dtype.
+
+    A generator is a hundred operations to compile, and kernels to start, whatever its size.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    groups: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(leaves):
+        groups.setdefault(leaf.dtype if leaf.size <= SMALL_LEAF else i, []).append(i)
+    draws: dict[int, Array] = {}
+    for key, group in zip(jax.random.split(rng_key, len(groups)), groups.values(), strict=True):
+        ends = np.cumsum([leaves[i].size for i in group])
+        parts = jnp.split(draw(key, int(ends[-1]), leaves[group[0]].dtype), ends[:-1])
+        draws |= {i: part.reshape(leaves[i].shape) for i, part in zip(group, parts, strict=True)}
+    return jax.tree.unflatten(treedef, [draws[i] for i in range(len(leaves))])

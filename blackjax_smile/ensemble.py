@@ -117,26 +117,29 @@ def adapt_ensemble(
         return warmup.run(key, position, num_steps=num_steps)
 
     (state, parameters), info = jax.vmap(run, axis_name=CHAIN_AXIS)(keys, positions)
-    reason = _reasons(positions, state, parameters, info)
+    rejected = info.windows.num_rejected[:, -1] / info.schedule.fast_window
+    reason = _reasons(positions, state.position, parameters, info.num_finite_probes, rejected)
     return EnsembleAdaptation(state, parameters, info, reason > 0, reason)
 
 
-def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Array:
+@jax.jit
+def _reasons(
+    starts: ArrayTree, ends: ArrayTree, parameters: Any, num_finite_probes: Array, rejected: Array
+) -> Array:
     """Return the index of the first of the `REASONS` that holds of each chain."""
     step_size = parameters["step_size"]
-    numbers = (state.position, parameters["inverse_mass_matrix"], step_size)
+    numbers = (ends, parameters["inverse_mass_matrix"], step_size)
     # L = inf is sound: white, strong noise needs no refresh.
     finite = jax.vmap(_tree.all_finite)(numbers) & ~jnp.isnan(parameters["L"])
     changed = jax.vmap(
         lambda a, b: jnp.any(
             jnp.stack([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
         )
-    )(positions, state.position)
-    fast_window = info.schedule.fast_window
+    )(starts, ends)
     checks = [
-        info.num_finite_probes == 0,
+        num_finite_probes == 0,
         ~finite,
-        info.windows.num_rejected[:, -1] >= STUCK * fast_window,
+        rejected >= STUCK,
         ~changed,
     ]
     sound = ~jnp.any(jnp.stack(checks), axis=0)

@@ -117,13 +117,19 @@ def _num_parts(estimator: PreconditionerEstimator, minibatch: ArrayTree) -> int:
 def check_averages(logdensity_fn, position, minibatch_fn, rng_key) -> None:
     """Raise if the log-density sums over its minibatch instead of averaging.
 
-    On half a minibatch it would then see half the data.
+    On half a minibatch it would then see half the data. Nothing is known of traced values.
     """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((position, rng_key))):
+        return
     minibatch = minibatch_fn(rng_key)
-    halves = split_minibatch(minibatch)
-    whole = jnp.asarray(logdensity_fn(position, minibatch))
-    mean = jnp.mean(jax.vmap(logdensity_fn, (None, 0))(position, halves))
-    if isinstance(whole, jax.core.Tracer) or isinstance(mean, jax.core.Tracer) or whole.shape:
+
+    @jax.jit
+    def whole_and_mean(position, minibatch):
+        halves = jax.vmap(logdensity_fn, (None, 0))(position, split_minibatch(minibatch))
+        return logdensity_fn(position, minibatch), jnp.mean(halves)
+
+    whole, mean = whole_and_mean(position, minibatch)
+    if isinstance(whole, jax.core.Tracer) or whole.shape:
         return
     # Below ten nats it may be round-off, of a difference of large numbers.
     if jnp.abs(whole - mean) > jnp.maximum(0.25 * jnp.abs(whole), 10.0):
