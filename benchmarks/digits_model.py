@@ -10,7 +10,7 @@ NUM_CLASSES = 10
 VALIDATION_SHARE = 0.1
 
 
-def load_data(seed: int, test_share: float = 0.2):
+def load_data(seed: int, test_share: float):
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -5,7 +5,6 @@ block leaves is a running summary over the draws (`over_draws`) or a statistic o
 all draws of a block of rows (`by_rows`).
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,13 +14,13 @@ import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
+from blackjax_smile._jitted import call_jitted
 from blackjax_smile.minibatch import data_size
 
 __all__ = [
     "Blocks",
     "by_rows",
     "by_rows_on_host",
-    "call_jitted",
     "flat_draws",
     "init_logsum",
     "init_mean",
@@ -36,20 +35,6 @@ class Blocks(NamedTuple):
 
     rows: int
     draws: int
-
-
-def call_jitted(function: Callable, static: tuple, *args: Any) -> Any:
-    """Return ``function(*static, *args)``, compiled once for equal static arguments."""
-    try:
-        hash(static)
-    except TypeError:  # a method of an object that is not hashable
-        return jax.jit(functools.partial(function, *static))(*args)
-    return _cached(function, static, *args)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _cached(function: Callable, static: tuple, *args: Any) -> Any:
-    return function(*static, *args)
 
 
 def flat_draws(positions: ArrayLikeTree) -> tuple[ArrayTree, tuple[int, int]]:

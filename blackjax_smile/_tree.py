@@ -18,6 +18,7 @@ __all__ = [
     "all_finite",
     "as_float_tree",
     "init_residual",
+    "is_traced",
     "move",
     "named_leaves",
     "random_normals",
@@ -28,8 +29,8 @@ __all__ = [
     "vdot",
 ]
 
-#: Up to this number of elements the leaves of a dtype share one draw of random numbers: from
-#: there on a copy of the leaf costs more than to start another generator.
+#: Up to this number of elements the leaves of a dtype share one draw of random numbers; larger
+#: ones are drawn by themselves, so that nothing large is copied out of a common vector.
 SMALL_LEAF = 4096
 
 
@@ -147,6 +148,11 @@ def unstack(draws: ArrayTree) -> list[ArrayTree]:
 def all_finite(tree: ArrayTree) -> Array:
     """Return whether every element of the tree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+
+
+def is_traced(tree: Any) -> bool:
+    """Return whether a value of the tree is unknown, inside a transformation."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def random_normals(rng_key: PRNGKey, tree: ArrayTree) -> ArrayTree:

@@ -11,7 +11,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 from blackjax.util import run_inference_algorithm, thin_algorithm
 
 from blackjax_smile import _tree
-from blackjax_smile._streaming import call_jitted
+from blackjax_smile._jitted import call_jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
 from blackjax_smile.minibatch import data_size, with_minibatches
 
@@ -117,29 +117,27 @@ def adapt_ensemble(
         return warmup.run(key, position, num_steps=num_steps)
 
     (state, parameters), info = jax.vmap(run, axis_name=CHAIN_AXIS)(keys, positions)
-    rejected = info.windows.num_rejected[:, -1] / info.schedule.fast_window
-    reason = _reasons(positions, state.position, parameters, info.num_finite_probes, rejected)
+    reason = _reasons(positions, state, parameters, info)
     return EnsembleAdaptation(state, parameters, info, reason > 0, reason)
 
 
 @jax.jit
-def _reasons(
-    starts: ArrayTree, ends: ArrayTree, parameters: Any, num_finite_probes: Array, rejected: Array
-) -> Array:
+def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Array:
     """Return the index of the first of the `REASONS` that holds of each chain."""
     step_size = parameters["step_size"]
-    numbers = (ends, parameters["inverse_mass_matrix"], step_size)
+    numbers = (state.position, parameters["inverse_mass_matrix"], step_size)
     # L = inf is sound: white, strong noise needs no refresh.
     finite = jax.vmap(_tree.all_finite)(numbers) & ~jnp.isnan(parameters["L"])
     changed = jax.vmap(
         lambda a, b: jnp.any(
             jnp.stack([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
         )
-    )(starts, ends)
+    )(positions, state.position)
+    fast_window = info.schedule.fast_window
     checks = [
-        num_finite_probes == 0,
+        info.num_finite_probes == 0,
         ~finite,
-        rejected >= STUCK,
+        info.windows.num_rejected[:, -1] >= STUCK * fast_window,
         ~changed,
     ]
     sound = ~jnp.any(jnp.stack(checks), axis=0)

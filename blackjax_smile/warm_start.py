@@ -10,7 +10,7 @@ import optax
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
-from blackjax_smile._streaming import call_jitted
+from blackjax_smile._jitted import call_jitted
 
 __all__ = ["TrainedEnsemble", "train_ensemble"]
 

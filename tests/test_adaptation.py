@@ -219,6 +219,21 @@ class TestResult:
         np.testing.assert_allclose(parameters["step_size"][1], alone["step_size"], rtol=0.05)
         assert states.position.shape == (3, 5)
 
+    def test_a_second_run_traces_nothing(self):
+        traces = []
+
+        def logdensity_fn(position, minibatch):
+            traces.append(1)
+            return PROBLEM.logdensity_fn(position, minibatch)
+
+        warmup = blackjax_smile.smile_adaptation(
+            blackjax_smile.smile, logdensity_fn, PROBLEM.minibatch_fn(100)
+        )
+        warmup.run(jax.random.key(0), PROBLEM.mode, num_steps=300)
+        first = len(traces)
+        warmup.run(jax.random.key(1), PROBLEM.mode, num_steps=300)
+        assert len(traces) == first
+
     def test_it_stores_nothing_of_the_models_size_per_step(self):
         _, info = adapt()
         sizes = [np.size(leaf) for leaf in jax.tree.leaves(info)]

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from blackjax.types import ArrayTree
 from blackjax.util import pytree_size
 
+from blackjax_smile import _tree
+from blackjax_smile._jitted import call_jitted
 from blackjax_smile.adaptation.energy_variance import ENERGY_VARIANCE
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.schedule import Schedule
@@ -119,17 +121,10 @@ def check_averages(logdensity_fn, position, minibatch_fn, rng_key) -> None:
 
     On half a minibatch it would then see half the data. Nothing is known of traced values.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((position, rng_key))):
+    if _tree.is_traced((position, rng_key)):
         return
-    minibatch = minibatch_fn(rng_key)
-
-    @jax.jit
-    def whole_and_mean(position, minibatch):
-        halves = jax.vmap(logdensity_fn, (None, 0))(position, split_minibatch(minibatch))
-        return logdensity_fn(position, minibatch), jnp.mean(halves)
-
-    whole, mean = whole_and_mean(position, minibatch)
-    if isinstance(whole, jax.core.Tracer) or whole.shape:
+    whole, mean = call_jitted(_whole_and_mean, (logdensity_fn,), position, minibatch_fn(rng_key))
+    if _tree.is_traced(whole) or whole.shape:
         return
     # Below ten nats it may be round-off, of a difference of large numbers.
     if jnp.abs(whole - mean) > jnp.maximum(0.25 * jnp.abs(whole), 10.0):
@@ -138,3 +133,8 @@ def check_averages(logdensity_fn, position, minibatch_fn, rng_key) -> None:
             f"the data set: it is {whole} on a minibatch but {mean} on average on its halves. "
             "blackjax.sgmcmc.gradients.logdensity_estimator builds such a function."
         )
+
+
+def _whole_and_mean(logdensity_fn, position, minibatch):
+    halves = jax.vmap(logdensity_fn, (None, 0))(position, split_minibatch(minibatch))
+    return logdensity_fn(position, minibatch), jnp.mean(halves)

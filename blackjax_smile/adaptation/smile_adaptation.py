@@ -240,7 +240,7 @@ def _check_moved(info: SmileAdaptationInfo, results: AdaptationResults, start: A
     """Raise if the chain never moved; values under tracing cannot be looked at."""
     step_size = results.parameters["step_size"]
     # Pooled, the step size is known under `jax.vmap`, but the chains are not.
-    if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((results, info))):
+    if _tree.is_traced((results, info)):
         return
     if info.num_finite_probes == 0:
         raise ValueError(
