@@ -54,22 +54,24 @@ def test_the_store_holds_what_memory_would(tmp_path, in_memory):
 def test_it_can_be_read_while_the_run_goes_on(tmp_path):
     """All variables are of one length, written to the end, and never shorter.
 
-    A look at one in twenty gradients: each reads the whole store.
+    A look at one in 50 minibatches: each reads the whole store. Minibatches are read up
+    to 192 gradients ahead, so the run is long enough that the looks must find it growing.
     """
     store, seen = tmp_path / "run.zarr", []
 
     def look(i):
-        if i % 20 == 0 and (store / "zarr.json").exists():
+        if i % 50 == 0 and (store / "zarr.json").exists():
             tree = xarray.open_datatree(store, engine="zarr", chunks=None)
             x, lp = tree["posterior"]["x"].values, tree["sample_stats"]["lp"].values
             assert x.shape[1] == lp.shape[1] == tree["posterior"].sizes["draw"]
             assert np.all(x != 0)
             seen.append(x)
 
-    result = sample(store, host_minibatches(watch=look))
+    result = sample(store, host_minibatches(watch=look), num_samples=300, checkpoint_every=1.0)
     lengths = [x.shape[1] for x in seen]
     assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 2
+    assert len(set(lengths)) > 5
+    assert lengths[-1] > 150
     for x in seen:
         np.testing.assert_array_equal(x, result.positions[:, : x.shape[1]])
 
