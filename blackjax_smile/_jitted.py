@@ -1,23 +1,44 @@
-"""Calls that are compiled once, however often the functions in them are made again."""
+"""Functions that are compiled once, however often the functions in them are made again."""
 
+import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-__all__ = ["call_jitted"]
+__all__ = ["MAX_PROGRAMS", "jitted"]
+
+#: The programs used last are kept, and with them what their functions close over, a data set.
+MAX_PROGRAMS = 32
 
 
-def call_jitted(function: Callable, static: tuple, *args: Any) -> Any:
-    """Return ``function(*static, *args)``, compiled once for equal static arguments."""
+def jitted(function: Callable, *static: Any) -> Callable:
+    """Return ``function(*static, ...)`` jitted, the same one for equal static arguments."""
+    if _may_change(static):
+        return jax.jit(functools.partial(function, *static))
+    return _jitted_once(function, static)
+
+
+def _may_change(static: Any) -> bool:
+    """Return whether a static argument may equal itself and no longer compute the same.
+
+    A method is equal to itself whatever became of its object. What has no hash is not known.
+    """
     try:
         hash(static)
-    except TypeError:  # a method of an object that is not hashable
-        return jax.jit(functools.partial(function, *static))(*args)
-    return _cached(function, static, *args)
+    except TypeError:
+        return True
+    if isinstance(static, tuple):
+        return any(map(_may_change, static))
+    if isinstance(static, functools.partial):
+        return _may_change((static.func, *static.args, *static.keywords.values()))
+    if dataclasses.is_dataclass(static) and not isinstance(static, type):
+        return any(_may_change(getattr(static, field.name)) for field in dataclasses.fields(static))
+    return inspect.ismethod(static)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _cached(function: Callable, static: tuple, *args: Any) -> Any:
-    return function(*static, *args)
+@functools.lru_cache(maxsize=MAX_PROGRAMS)
+def _jitted_once(function: Callable, static: tuple) -> Callable:
+    return jax.jit(functools.partial(function, *static))

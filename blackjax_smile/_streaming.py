@@ -14,7 +14,7 @@ import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
-from blackjax_smile._jitted import call_jitted
+from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import data_size
 
 __all__ = [
@@ -94,7 +94,7 @@ def over_draws(
     positions, data
         Leading axes (draw,) and (row,).
     """
-    return call_jitted(_over_draws, (fn, update, init, blocks), positions, _as_arrays(data))
+    return jitted(_over_draws, fn, update, init, blocks)(positions, _as_arrays(data))
 
 
 def _over_draws(fn, update, init, blocks: Blocks, positions, data):
@@ -136,7 +136,7 @@ def by_rows(fn: Callable, of_block: Callable, positions: Any, data: Any, blocks:
     positions, data
         Leading axes (draw,) and (row,).
     """
-    return call_jitted(_by_rows, (fn, of_block, blocks), positions, _as_arrays(data))
+    return jitted(_by_rows, fn, of_block, blocks)(positions, _as_arrays(data))
 
 
 def _by_rows(fn, of_block, blocks: Blocks, positions, data):
@@ -150,10 +150,11 @@ def by_rows_on_host(fn: Callable, positions: Any, data: Any, blocks: Blocks) -> 
     data = _as_arrays(data)
     num_rows = data_size(data)
     indices = _row_indices(num_rows, min(blocks.rows, num_rows))
+    evaluate = jitted(_values, fn, blocks.draws)
     out: np.ndarray | None = None
     for block, index in enumerate(indices):
         rows = jax.tree.map(lambda x, index=index: x[index], data)
-        values = np.asarray(call_jitted(_values, (fn, blocks.draws), positions, rows))
+        values = np.asarray(evaluate(positions, rows))
         if out is None:
             out = np.empty((values.shape[0], num_rows, *values.shape[2:]), values.dtype)
         start = block * values.shape[1]

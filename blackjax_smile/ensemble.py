@@ -11,8 +11,9 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 from blackjax.util import run_inference_algorithm, thin_algorithm
 
 from blackjax_smile import _tree
-from blackjax_smile._jitted import call_jitted
+from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
+from blackjax_smile.adaptation.setup import NOT_AVERAGING
 from blackjax_smile.minibatch import data_size, with_minibatches
 
 __all__ = ["REASONS", "EnsembleAdaptation", "adapt_ensemble", "drop_failed", "sample_ensemble"]
@@ -25,6 +26,7 @@ REASONS = (
     "nearly all steps of the last window were rejected",
     "the position did not change",
     "the step size collapsed, compared with the other members",
+    "the log-density sums over its minibatch instead of averaging",
 )
 
 #: A step size below this share of the members' median has collapsed: one that
@@ -117,6 +119,8 @@ def adapt_ensemble(
         return warmup.run(key, position, num_steps=num_steps)
 
     (state, parameters), info = jax.vmap(run, axis_name=CHAIN_AXIS)(keys, positions)
+    if not _tree.is_traced(info.averages) and not info.averages.any():
+        raise ValueError(NOT_AVERAGING.format("on half a minibatch it has half of its value"))
     reason = _reasons(positions, state, parameters, info)
     return EnsembleAdaptation(state, parameters, info, reason > 0, reason)
 
@@ -142,7 +146,7 @@ def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Ar
     ]
     sound = ~jnp.any(jnp.stack(checks), axis=0)
     median = jnp.nanmedian(jnp.where(sound, step_size, jnp.nan))
-    checks.append(step_size < COLLAPSED * median)
+    checks += [step_size < COLLAPSED * median, ~info.averages]
     failed = jnp.stack(checks)
     return jnp.where(jnp.any(failed, axis=0), 1 + jnp.argmax(failed, axis=0), 0)
 
@@ -231,8 +235,8 @@ def sample_ensemble(
     ((3, 50, 2), (3, 50))
     """
     keys = jax.random.split(rng_key, len(adaptation.failed))
-    static = (algorithm, logdensity_fn, minibatch_fn, num_samples, thinning)
-    return call_jitted(_sample_chains, static, keys, adaptation.state, adaptation.parameters)
+    sample = jitted(_sample_chains, algorithm, logdensity_fn, minibatch_fn, num_samples, thinning)
+    return sample(keys, adaptation.state, adaptation.parameters)
 
 
 def _sample_chains(

@@ -70,6 +70,11 @@ def accuracy(probabilities: Array, labels: Array) -> Array:
     -------
     A scalar between 0 and 1.
 
+    Raises
+    ------
+    ValueError
+        If the labels are not one number for each row.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -77,7 +82,17 @@ def accuracy(probabilities: Array, labels: Array) -> Array:
     >>> float(accuracy(jnp.array([[0.9, 0.1], [0.6, 0.4]]), jnp.array([0, 1])))
     0.5
     """
-    return jnp.mean(jnp.argmax(probabilities, axis=-1) == labels)
+    return jnp.mean(_is_right(probabilities, labels))
+
+
+def _is_right(probabilities: Array, labels: Array) -> Array:
+    """Return for each row whether its most probable class is its own."""
+    if jnp.shape(probabilities)[:-1] != jnp.shape(labels):
+        raise ValueError(
+            f"Each row needs one label, the number of its class: got labels of shape "
+            f"{jnp.shape(labels)} for probabilities of shape {jnp.shape(probabilities)}."
+        )
+    return jnp.argmax(probabilities, axis=-1) == labels
 
 
 def rmse(predictions: Array, targets: Array) -> Array:
@@ -146,6 +161,11 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     -------
     A `CalibrationCurve`, points of the reliability diagram.
 
+    Raises
+    ------
+    ValueError
+        If the labels are not one number for each row.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -156,7 +176,7 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     ([0.0, 3.0], 0.67)
     """
     confidence = jnp.max(probabilities, axis=-1)
-    correct = jnp.argmax(probabilities, axis=-1) == labels
+    correct = _is_right(probabilities, labels)
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
 
     def total(values: Array) -> Array:

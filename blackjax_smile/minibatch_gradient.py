@@ -8,6 +8,7 @@ by the contrasts of a Hadamard matrix.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -246,6 +247,6 @@ def anisotropy(moments: Isotropy) -> tuple[Array, Array, Array]:
     excess = d * moments.product / moments.norm_product - 1
     # Ratios first: the square of a sum may leave the range of float32.
     share = jnp.sqrt(moments.norm_product_square) / moments.norm_product
-    error = share * np.sqrt(2 * (d - 1) / (d + 2)) / num_draws
+    error = share * math.sqrt(2 * (d - 1) / (d + 2)) / num_draws
     root, significant = (jnp.sqrt(jnp.maximum(x, 0)) for x in (excess, excess - 2 * error))
     return mean_variance, root, significant

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
+from blackjax_smile import _tree
 from blackjax_smile._streaming import (
     Blocks,
     by_rows,
@@ -290,6 +291,7 @@ class _Quantiles:
     probabilities: tuple[float, ...]
 
     def __call__(self, values: Array) -> Array:
+        values = values.astype(_tree.accumulation_dtype(values))  # of counts and classes, too
         quantiles = jnp.quantile(values, jnp.asarray(self.probabilities, values.dtype), axis=0)
         return jnp.moveaxis(quantiles, 0, 1)
 

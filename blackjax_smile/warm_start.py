@@ -10,7 +10,7 @@ import optax
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
-from blackjax_smile._jitted import call_jitted
+from blackjax_smile._jitted import jitted
 
 __all__ = ["TrainedEnsemble", "train_ensemble"]
 
@@ -176,7 +176,7 @@ def train_ensemble(
         patience,
     )
     keys = jax.random.split(rng_key, num_members)
-    return call_jitted(_train_members, (setting,), keys)
+    return jitted(_train_members, setting)(keys)
 
 
 def _train_members(setting: _Setting, keys: PRNGKey) -> TrainedEnsemble:

@@ -194,6 +194,28 @@ class TestResult:
             step_sizes.append(parameters["step_size"])
         np.testing.assert_allclose(*step_sizes, rtol=0.2)
 
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    @pytest.mark.parametrize("preconditioner", ["identity", "diagonal", "dense", "low_rank"])
+    def test_single_precision_beside_double(self, x64, preconditioner, dtype):
+        """Leaves keep their dtype where JAX's default is wider."""
+        position = {"a": jnp.zeros((2, 2), dtype), "b": jnp.zeros((), dtype)}
+
+        def logdensity_fn(position, minibatch):
+            theta = jnp.concatenate([position["a"].reshape(-1), position["b"][None]])
+            return PROBLEM.logdensity_fn(theta.astype(jnp.float32), minibatch)
+
+        warmup = blackjax_smile.smile_adaptation(
+            blackjax_smile.smile,
+            logdensity_fn,
+            PROBLEM.minibatch_fn(100),
+            preconditioner=preconditioner,
+        )
+        (state, parameters), _ = jax.eval_shape(
+            lambda key: warmup.run(key, position, num_steps=400), jax.random.key(0)
+        )
+        chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
+        assert parameters["step_size"].dtype == parameters["L"].dtype == jnp.float32
+
     def test_jit_without_recompilation_and_vmap(self):
         """Chains adapted together are the chains adapted alone."""
         warmup = blackjax_smile.smile_adaptation(
@@ -325,6 +347,10 @@ class TestErrors:
         warmup = blackjax_smile.smile_adaptation(
             blackjax_smile.smile, logdensity_fn, PROBLEM.minibatch_fn(100)
         )
+        with pytest.raises(ValueError, match="must average over the rows"):
+            warmup.run(jax.random.key(0), PROBLEM.mode, num_steps=100)
+        batches = itertools.repeat(PROBLEM.minibatch_fn(100)(jax.random.key(1)))
+        warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, logdensity_fn, batches)
         with pytest.raises(ValueError, match="must average over the rows"):
             warmup.run(jax.random.key(0), PROBLEM.mode, num_steps=100)
 

@@ -15,6 +15,7 @@ import pytest
 
 import blackjax_smile
 from blackjax_smile.running import fingerprint
+from blackjax_smile.running.sources import RowSampler
 from long_runs import (
     NUM_GRADIENTS,
     PROBLEM,
@@ -173,6 +174,51 @@ def test_grain(tmp_path):
 def test_another_run_is_refused_with_what_differs(stopped, options, what):
     with pytest.raises(ValueError, match=f"(?s)is of another run.*{what}"):
         sample(stopped, **options)
+
+
+def wrapped(values, wrap):
+    return wrap(lambda x: jnp.sum((x - values) ** 2))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda f: f,
+        jax.jit,
+        lambda f: jax.jit(lambda x: jax.jit(f)(x) + 1),
+        jax.checkpoint,
+        lambda f: lambda x: jax.lax.cond(x[0] > 0, jax.jit(f), lambda x: 0.0, x),
+        lambda f: lambda x: jax.lax.scan(lambda c, _: (c + jax.jit(f)(x), None), 0.0, None, 3)[0],
+    ],
+)
+def test_what_a_model_closes_over_tells_runs_apart(wrap):
+    """Also where it was jitted: the inner program keeps its constants."""
+    mean, other = jnp.arange(3.0), jnp.array([0.0, 1.0, 3.0])
+    programs = [fingerprint._program(wrapped(x, wrap), jnp.ones(3)) for x in (mean, mean, other)]
+    assert programs[0] == programs[1] != programs[2]
+
+
+def test_rows_of_another_file_tell_runs_apart():
+    """A row in a hundred of another value, in one of two files."""
+
+    def description(values):
+        data = (np.ones((1000, 2)), values)
+        return RowSampler(data, 10, np.zeros(2), (), slice(None)).description
+
+    other = np.zeros(1000)
+    other[::100] = 1
+    assert description(np.zeros(1000)) == description(np.zeros(1000)) != description(other)
+
+
+def test_a_resumed_run_is_told_again_what_its_warmup_came_to(tmp_path):
+    nan = {"positions": jnp.full((2, 5), jnp.nan)}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no chain moved"):
+            sample(tmp_path / "failed.zarr", **nan)
+    one_failed = {"positions": jnp.tile(PROBLEM.mode, (2, 1)).at[1].set(jnp.nan)}
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"chains \[1\] failed"):
+            sample(tmp_path / "one_failed.zarr", **one_failed)
 
 
 def test_a_terminal_does_not_make_another_run(monkeypatch):

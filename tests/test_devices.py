@@ -156,6 +156,13 @@ class TestTwoProcesses:
         return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0)
 
 
+def test_the_default_device_is_that_of_jax():
+    second = jax.devices()[1]
+    with jax.default_device(second):
+        result = sample(num_samples=1)
+    assert result.states.position.devices() == {second}
+
+
 def test_a_mesh_of_three_axes_is_refused():
     mesh = jax.make_mesh((1, 1, 1), ("a", "b", "c"), devices=jax.devices()[:1])
     with pytest.raises(ValueError, match=r"one axis .* or two"):

@@ -152,6 +152,22 @@ def test_a_collapsed_step_size_is_a_failure():
     assert "step size collapsed" in REASONS[5]
 
 
+def summing(x, batch):
+    X, y = batch
+    return -0.5 * x @ x - 0.5 * 20 * jnp.sum((y - X @ x) ** 2)
+
+
+def test_a_sum_over_the_minibatch_is_an_error():
+    with pytest.raises(ValueError, match="must average over the rows"):
+        adapt_ensemble(jax.random.key(0), warmup(summing), starts(2), num_steps=100)
+    # Under jit no error can be raised.
+    adapted = jax.jit(lambda x: adapt_ensemble(jax.random.key(0), warmup(summing), x, 100))(
+        starts(2)
+    )
+    assert adapted.describe_failures() == [f"chain {i}: {REASONS[6]}" for i in (0, 1)]
+    assert "sums over its minibatch" in REASONS[6]
+
+
 def test_errors():
     with pytest.raises(ValueError, match="adaptation of all chains failed: chain 0"):
         drop_failed(

@@ -27,6 +27,12 @@ def test_calibration_error_by_hand():
     np.testing.assert_allclose(evaluation.accuracy(probabilities, labels), 0.7)
 
 
+@pytest.mark.parametrize("function", ["accuracy", "calibration_curve"])
+def test_a_column_of_labels_is_refused(function):
+    with pytest.raises(ValueError, match=r"one label.*\(2, 1\)"):
+        getattr(evaluation, function)(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([[0], [1]]))
+
+
 def test_calibration_error_of_calibrated_probabilities():
     """Labels drawn from the probabilities: what is left is the noise of the bins."""
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ LAYERS = {
     "minibatch": {"_tree"},
     "_streaming": {"_tree", "_jitted", "minibatch"},
     "warm_start": {"_tree", "_jitted"},
-    "prediction": {"_streaming", "minibatch"},
+    "prediction": {"_tree", "_streaming", "minibatch"},
     "evaluation": {"prediction"},
     "function_space": {"_streaming"},
     "control_variates": {"_tree", "minibatch"},

@@ -120,6 +120,19 @@ def test_predictive_draws_and_quantiles():
     assert_close_in_error(found, exact, np.sqrt(exact * (1 - exact)))
 
 
+def test_quantiles_of_counts():
+    rates = jnp.full((2, 500), 10.0)
+    found = prediction.predictive_quantiles(
+        jax.random.key(0),
+        lambda key, rate, row: jax.random.poisson(key, rate),
+        rates,
+        jnp.zeros(3),
+        [0.05, 0.5, 0.95],
+    )
+    exact = scipy.stats.poisson(10).ppf([0.05, 0.5, 0.95])[:, None]
+    np.testing.assert_allclose(found, np.broadcast_to(exact, (3, 3)), atol=1)
+
+
 def test_noise_of_rows_is_independent():
     """Two equal rows get different draws, and the draws of one row are not correlated."""
     draws = prediction.posterior_predictive(

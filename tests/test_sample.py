@@ -226,6 +226,14 @@ def test_a_chain_that_has_not_arrived_is_named():
         ({"minibatches": []}, "empty"),
         ({"dims": {"z": ["a"]}}, "dims names"),
         ({"dims": {"x": ["a", "b"]}}, "names 2 dimensions"),
+        ({"dims": {"x": ["a"]}, "coords": {"a": [1, 2]}}, "2 entries, but .* length 5"),
+        (
+            {
+                "collect": lambda x: {"u": x, "v": x[:3]},
+                "dims": {"u": ["a"], "v": ["a"]},
+            },
+            "two lengths, 5 and 3",
+        ),
         ({"dtype": "int32"}, "floating dtype"),
         ({"checkpoint": "somewhere"}, "needs a store"),
         ({"progress_bar": "yes"}, "progress_bar"),

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import resource
+import shutil
 
 import jax
 import numpy as np
@@ -93,6 +94,16 @@ def test_checkpoints_without_their_draws_are_an_error_and_kept(tmp_path, in_memo
         sample(store)
     moved.rename(store)
     assert_identical(sample(store), in_memory)
+
+
+def test_draws_without_their_checkpoints_are_not_overwritten(tmp_path):
+    store = tmp_path / "run.zarr"
+    draws = sample(store).positions
+    shutil.rmtree(tmp_path / "run.zarr.checkpoint")
+    with pytest.raises(ValueError, match="holds draws of this run, but its checkpoints"):
+        sample(store)
+    kept = xarray.open_datatree(store, engine="zarr", chunks=None)["posterior"]["x"]
+    np.testing.assert_array_equal(kept, draws)
 
 
 @contextlib.contextmanager

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import ArrayTree
+from blackjax.types import Array, ArrayTree
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
-from blackjax_smile._jitted import call_jitted
+from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.energy_variance import ENERGY_VARIANCE
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.schedule import Schedule
@@ -23,10 +23,21 @@ from blackjax_smile.preconditioners.identity import identity_estimator
 from blackjax_smile.preconditioners.kronecker import kronecker_estimator
 from blackjax_smile.preconditioners.low_rank import low_rank_estimator
 
-__all__ = ["PRECONDITIONERS", "build_adaptation", "check_averages", "check_options"]
+__all__ = [
+    "NOT_AVERAGING",
+    "PRECONDITIONERS",
+    "build_adaptation",
+    "check_averages",
+    "check_options",
+]
 
 PRECONDITIONERS = ("auto", "identity", "diagonal", "dense", "kronecker", "low_rank")
 TUNERS = {"deflection": DEFLECTION, "energy_variance": ENERGY_VARIANCE}
+
+NOT_AVERAGING = (
+    "logdensity_fn must average over the rows of its minibatch and scale by the size of the data "
+    "set: {}. blackjax.sgmcmc.gradients.logdensity_estimator builds such a function."
+)
 
 
 def check_options(
@@ -116,23 +127,21 @@ def _num_parts(estimator: PreconditionerEstimator, minibatch: ArrayTree) -> int:
     return 4 if quarters else 2
 
 
-def check_averages(logdensity_fn, position, minibatch_fn, rng_key) -> None:
-    """Raise if the log-density sums over its minibatch instead of averaging.
+def check_averages(logdensity_fn, position, minibatch) -> Array:
+    """Return whether the log-density averages over its minibatch; raise if it does not.
 
-    On half a minibatch it would then see half the data. Nothing is known of traced values.
+    On half a minibatch a sum would see half of the data. Traced values cannot be looked at:
+    what they say is returned alone.
     """
-    if _tree.is_traced((position, rng_key)):
-        return
-    whole, mean = call_jitted(_whole_and_mean, (logdensity_fn,), position, minibatch_fn(rng_key))
-    if _tree.is_traced(whole) or whole.shape:
-        return
+    whole, mean = jitted(_whole_and_mean, logdensity_fn)(position, minibatch)
     # Below ten nats it may be round-off, of a difference of large numbers.
-    if jnp.abs(whole - mean) > jnp.maximum(0.25 * jnp.abs(whole), 10.0):
-        raise ValueError(
-            "logdensity_fn must average over the rows of its minibatch and scale by the size of "
-            f"the data set: it is {whole} on a minibatch but {mean} on average on its halves. "
-            "blackjax.sgmcmc.gradients.logdensity_estimator builds such a function."
-        )
+    averages = jnp.abs(whole - mean) <= jnp.maximum(0.25 * jnp.abs(whole), 10.0)
+    # Neither a start where it is not finite nor one number per row is its concern.
+    averages = jnp.all(averages | ~jnp.isfinite(whole - mean)) | bool(whole.shape)
+    if not _tree.is_traced(averages) and not averages:
+        found = f"it is {whole} on a minibatch but {mean} on average on its halves"
+        raise ValueError(NOT_AVERAGING.format(found))
+    return averages
 
 
 def _whole_and_mean(logdensity_fn, position, minibatch):

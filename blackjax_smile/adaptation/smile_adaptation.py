@@ -37,12 +37,16 @@ class SmileAdaptationInfo(NamedTuple):
         whose anisotropy says whether the frozen preconditioner can be trusted.
     steps
         `StepHistory`, scalars of every step of the windows.
+    averages
+        Whether the log-density averages over the rows of its minibatch, as it must. Under
+        `jax.vmap`, where no error can be raised, this alone says it.
     """
 
     schedule: Schedule
     num_finite_probes: Array
     windows: WindowInfo
     steps: StepHistory
+    averages: Array
 
 
 class FullBatchAdaptationInfo(NamedTuple):
@@ -201,15 +205,19 @@ def smile_adaptation(
         # What is wrong with the position is said before the model is called with it.
         jax.eval_shape(lambda: algorithm.init(position, logdensity_fn, rng_key))
         if callable(minibatch_fn):
-            check_averages(logdensity_fn, position, minibatch_fn, jax.random.fold_in(rng_key, 0))
+            minibatch = minibatch_fn(jax.random.fold_in(rng_key, 0))
+            averages = check_averages(logdensity_fn, position, minibatch)
             results, record = adapt_on_device(rng_key, position, schedule)
         else:
             minibatches = iter(minibatch_fn)
             first = list(itertools.islice(minibatches, 1))
+            averages = jnp.all(
+                jnp.asarray([check_averages(logdensity_fn, position, batch) for batch in first])
+            )
             results, record = adapt(
                 rng_key, position, schedule, first, run_on_host, itertools.chain(first, minibatches)
             )
-        info = SmileAdaptationInfo(schedule, *record)
+        info = SmileAdaptationInfo(schedule=schedule, averages=averages, **record._asdict())
         _check_moved(info, results, position)
         return results, info
 

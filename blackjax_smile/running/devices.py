@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from blackjax.types import ArrayTree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -26,6 +27,7 @@ class Placement:
     def __init__(self, mesh: Mesh | None, num_chains: int):
         self.num_chains = num_chains
         self.mesh = mesh
+        (self.device,) = jnp.zeros(()).devices()
         if mesh is None:
             if jax.process_count() > 1:
                 raise ValueError(
@@ -65,7 +67,7 @@ class Placement:
     def sharding(self, leading: int = 0, shared: bool = False) -> Any:
         """Return where arrays with a chain axis go (or, shared, without one)."""
         if self.mesh is None:
-            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            return jax.sharding.SingleDeviceSharding(self.device)
         return NamedSharding(self.mesh, PartitionSpec() if shared else self.spec(leading))
 
     def put(self, tree: ArrayTree, leading: int = 0, shared: bool = False) -> ArrayTree:

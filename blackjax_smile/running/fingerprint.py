@@ -2,14 +2,15 @@
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from blackjax.types import ArrayTree, PRNGKey
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ["differences", "fingerprint", "run_id"]
+__all__ = ["differences", "digest", "fingerprint", "run_id"]
 
 #: Elements of a constant that are looked at: enough to tell data sets apart.
 MAX_ELEMENTS = 2**20
@@ -38,7 +39,7 @@ def fingerprint(
         "platform": jax.default_backend(),
         "rng_key": f"{jax.random.key_impl(rng_key)} {jax.random.key_data(rng_key).tolist()}",
         "positions (shapes and dtypes)": _shapes(positions),
-        "positions (values)": _digest(jax.tree.leaves(positions)),
+        "positions (values)": digest(jax.tree.leaves(positions)),
         "minibatch (shapes and dtypes)": _shapes(example),
         "minibatches": minibatches,
         "logdensity_fn": _program(logdensity_fn, position, example),
@@ -76,11 +77,26 @@ def _program(function: Callable, *arguments: Any) -> str:
     traced = jax.make_jaxpr(function)(*arguments)
     # In colour on a terminal, unless told; and functions inside with where they lie in memory.
     text = re.sub(r"0x[0-9a-f]+", "", traced.jaxpr.pretty_print(use_color=False))
-    return _digest(traced.consts, text.encode())
+    return digest(_constants(traced), text.encode())
 
 
-def _digest(arrays: list, start: bytes = b"") -> str:
-    digest = hashlib.blake2b(start, digest_size=8)
+def _constants(program: Any) -> Iterator[Any]:
+    """Yield the arrays in a program and in those that it calls: a jitted one keeps its own."""
+    if isinstance(program, ClosedJaxpr):
+        yield from program.consts
+        yield from _constants(program.jaxpr)
+    elif isinstance(program, Jaxpr):
+        for equation in program.eqns:
+            yield from (x.val for x in equation.invars if isinstance(x, Literal))
+            yield from _constants(list(equation.params.values()))
+    elif isinstance(program, (list, tuple)):
+        for part in program:
+            yield from _constants(part)
+
+
+def digest(arrays: Iterable[Any], start: bytes = b"") -> str:
+    """Return a digest of the values of arrays; of the large ones of some."""
+    found = hashlib.blake2b(start, digest_size=8)
     for array in arrays:
         if jax.numpy.issubdtype(getattr(array, "dtype", np.float32), jax.dtypes.prng_key):
             array = jax.random.key_data(array)
@@ -88,5 +104,5 @@ def _digest(arrays: list, start: bytes = b"") -> str:
             continue
         flat = np.asarray(array).reshape(-1)
         flat = flat[:: max(len(flat) // MAX_ELEMENTS, 1)]
-        digest.update(np.ascontiguousarray(flat).tobytes())
-    return digest.hexdigest()
+        found.update(np.ascontiguousarray(flat).tobytes())
+    return found.hexdigest()

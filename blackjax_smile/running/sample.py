@@ -193,7 +193,7 @@ def sample(
         share_minibatches,
     )
     minibatch_fn = source if callable(source) else lambda _: source.first
-    check_averages(logdensity_fn, first, minibatch_fn, jax.random.fold_in(rng_key, 0))
+    averages = check_averages(logdensity_fn, first, minibatch_fn(jax.random.fold_in(rng_key, 0)))
     adaptation = build_adaptation(
         smile,
         logdensity_fn,
@@ -235,7 +235,11 @@ def sample(
         states=chains.states,
         parameters=adapted.parameters,
         adaptation=SmileAdaptationInfo(
-            settings.schedule, adapted.num_finite_probes, adapted.windows, adapted.steps
+            settings.schedule,
+            adapted.num_finite_probes,
+            adapted.windows,
+            adapted.steps,
+            jnp.broadcast_to(averages, num_chains),
         ),
         draws={name: draws.read("posterior", name) for name in kept.names},
         statistics={name: draws.read("sample_stats", name) for name in STATISTICS},

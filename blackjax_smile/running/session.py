@@ -59,6 +59,7 @@ class Kept:
                     f"dims[{name!r}] names {len(names)} dimensions, but {name} has shape "
                     f"{leaves[name].shape} after chain and draw."
                 )
+        self._check_coords({name: leaf.shape for name, leaf in leaves.items()})
         #: One draw of one chain, by group and variable.
         self.rows = {
             "posterior": {
@@ -67,6 +68,23 @@ class Kept:
             },
             "sample_stats": jax.eval_shape(lambda: _statistics_of(position)),
         }
+
+    def _check_coords(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise if a dimension has two lengths, or its coordinates another one."""
+        sizes: dict[str, int] = {}
+        for name, names in self.dims.items():
+            for dim, size in zip(names, shapes[name], strict=True):
+                if sizes.setdefault(dim, size) != size:
+                    raise ValueError(
+                        f"dims gives the dimension {dim!r} two lengths, {sizes[dim]} and {size} "
+                        f"(in {name}): name them differently."
+                    )
+        for dim, size in sizes.items():
+            if dim in self.coords and len(self.coords[dim]) != size:
+                raise ValueError(
+                    f"coords[{dim!r}] has {len(self.coords[dim])} entries, but the dimension has "
+                    f"length {size}."
+                )
 
     def __call__(self, position: ArrayTree) -> dict[str, Array]:
         return _tree.named_leaves(self.collect(position))
@@ -113,8 +131,9 @@ def run(
             adapted = resume.adapted
             if adapted is None:
                 adapted = run_warmup(engine, journal, resume, progress)
-                check_moved(engine, adapted)
-                warn_of_chains_on_the_way(engine, adapted)
+            # A resumed run is told again what its warmup came to.
+            check_moved(engine, adapted)
+            warn_of_chains_on_the_way(engine, adapted)
             chunk_size = kept.chunk_size(settings)
             chains = run_sampling(engine, journal, resume, adapted, kept.rows, chunk_size, progress)
         finally:

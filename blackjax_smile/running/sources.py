@@ -5,6 +5,7 @@ random in it is a function of the gradient's number, or it can say where it is.
 """
 
 import base64
+import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
@@ -14,8 +15,12 @@ import numpy as np
 from blackjax.types import ArrayTree
 
 from blackjax_smile.minibatch import data_size, minibatch_sampler
+from blackjax_smile.running.fingerprint import digest
 
 __all__ = ["HostSource", "RowSampler", "Stream", "open_source"]
+
+#: Elements and rows of an array that are read to tell data sets apart.
+MAX_DIGESTED, MAX_DIGESTED_ROWS = 2**20, 1024
 
 
 class HostSource(Protocol):
@@ -67,7 +72,14 @@ class RowSampler:
 
     @property
     def description(self) -> str:
-        return f"rows of {self.size}, {self.batch_size} each, drawn on the host"
+        rows = digest(self._some_rows(leaf) for leaf in jax.tree.leaves(self.data))
+        return f"rows of {self.size} ({rows}), {self.batch_size} each, drawn on the host"
+
+    def _some_rows(self, leaf: Any) -> np.ndarray:
+        """Return rows from all over, to tell data sets apart; the file need not be read for it."""
+        row_size = max(math.prod(leaf.shape[1:]), 1)
+        count = min(max(MAX_DIGESTED // row_size, 2), MAX_DIGESTED_ROWS, self.size)
+        return np.asarray(leaf[np.linspace(0, self.size - 1, count).astype(int)])
 
     @property
     def first(self) -> ArrayTree:

@@ -116,13 +116,10 @@ class DrawStore:
 
     @property
     def num_draws(self) -> int:
-        """Draws that every variable holds."""
+        """Draws that every variable holds; none if the making of the store was cut short."""
         group = self._open("r")
-        return min(
-            group[f"{group_name}/{name}"].shape[1]
-            for group_name, variables in self.rows.items()
-            for name in variables
-        )
+        names = [f"{name}/{inner}" for name, variables in self.rows.items() for inner in variables]
+        return min(group[name].shape[1] if name in group else 0 for name in names)
 
     def append(self, first: int, rows: Rows) -> None:
         """Write this process's chains' draws from ``first`` on, which end the store then."""
