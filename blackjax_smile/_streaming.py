@@ -5,7 +5,8 @@ block leaves is a running summary over the draws (`over_draws`) or a statistic o
 all draws of a block of rows (`by_rows`).
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,8 @@ def over_draws(
     positions, data
         Leading axes (draw,) and (row,).
     """
-    return jitted(_over_draws, fn, update, init, blocks)(positions, _as_arrays(data))
+    with _axes_in_errors(positions, data):
+        return jitted(_over_draws, fn, update, init, blocks)(positions, _as_arrays(data))
 
 
 def _over_draws(fn, update, init, blocks: Blocks, positions, data):
@@ -136,7 +138,8 @@ def by_rows(fn: Callable, of_block: Callable, positions: Any, data: Any, blocks:
     positions, data
         Leading axes (draw,) and (row,).
     """
-    return jitted(_by_rows, fn, of_block, blocks)(positions, _as_arrays(data))
+    with _axes_in_errors(positions, data):
+        return jitted(_by_rows, fn, of_block, blocks)(positions, _as_arrays(data))
 
 
 def _by_rows(fn, of_block, blocks: Blocks, positions, data):
@@ -154,7 +157,8 @@ def by_rows_on_host(fn: Callable, positions: Any, data: Any, blocks: Blocks) -> 
     out: np.ndarray | None = None
     for block, index in enumerate(indices):
         rows = jax.tree.map(lambda x, index=index: x[index], data)
-        values = np.asarray(evaluate(positions, rows))
+        with _axes_in_errors(positions, data):
+            values = np.asarray(evaluate(positions, rows))
         if out is None:
             out = np.empty((values.shape[0], num_rows, *values.shape[2:]), values.dtype)
         start = block * values.shape[1]
@@ -162,6 +166,24 @@ def by_rows_on_host(fn: Callable, positions: Any, data: Any, blocks: Blocks) -> 
         out[:, start:stop] = values[:, : stop - start]
     assert out is not None
     return out
+
+
+@contextlib.contextmanager
+def _axes_in_errors(positions: ArrayTree, data: ArrayTree) -> Iterator[None]:
+    """Say in the model's own errors what it was called with: a forgotten axis shows here."""
+    try:
+        yield
+    except Exception as error:
+        shapes = [
+            ", ".join(f"{name} {jnp.shape(leaf)[1:]}" for name, leaf in named.items())
+            for named in (_tree.named_leaves(positions, "x"), _tree.named_leaves(data, "row"))
+        ]
+        error.add_note(
+            "The function was called with one position and one row, of shapes "
+            f"{shapes[0]} and {shapes[1]}. Positions lead with (chain, draw): a single chain's "
+            "draws, (draw, ...), need jax.tree.map(lambda x: x[None], ...)."
+        )
+        raise
 
 
 def _as_arrays(data: ArrayLikeTree) -> ArrayTree:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
+from blackjax_smile._averaging import check_averages
 from blackjax_smile.minibatch import data_size
 
 __all__ = ["control_variates"]
@@ -55,8 +56,8 @@ def control_variates(
     Raises
     ------
     ValueError
-        If the data set is empty or ragged, or the gradient at the centre is not
-        finite.
+        If the data set is empty or ragged, the log-density sums over its rows, or
+        its gradient at the centre is not finite.
 
     References
     ----------
@@ -91,6 +92,8 @@ def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
     size = data_size(data)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if (even := min(size, batch_size) // 2 * 2) > 0:
+        check_averages(logdensity_fn, center, jax.tree.map(lambda x: x[:even], data))
     grad_fn = jax.jit(jax.grad(logdensity_fn))
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, _tree.accumulation_dtype(x)), center)
     for start in range(0, size, batch_size):

@@ -11,10 +11,12 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 from blackjax.util import run_inference_algorithm, thin_algorithm
 
 from blackjax_smile import _tree
+from blackjax_smile._averaging import NOT_AVERAGING
+from blackjax_smile._chains import check_positions
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
-from blackjax_smile.adaptation.setup import NOT_AVERAGING
-from blackjax_smile.minibatch import data_size, with_minibatches
+from blackjax_smile.adaptation.setup import check_algorithm
+from blackjax_smile.minibatch import with_minibatches
 
 __all__ = ["REASONS", "EnsembleAdaptation", "adapt_ensemble", "drop_failed", "sample_ensemble"]
 
@@ -32,9 +34,6 @@ REASONS = (
 #: A step size below this share of the members' median has collapsed: one that
 #: follows its target differs between modes by a small factor.
 COLLAPSED = 1e-3
-
-#: Above this share of rejected steps in the last window the chain is stuck.
-STUCK = 0.9
 
 
 class EnsembleAdaptation(NamedTuple):
@@ -112,8 +111,8 @@ def adapt_ensemble(
     >>> adapted.describe_failures()
     ['chain 1: the log-density or its gradient was not finite at the initial position']
     """
-    keys = jax.random.split(rng_key, data_size(positions))
-    positions = _tree.as_float_tree(positions)
+    positions, num_chains = check_positions(positions)
+    keys = jax.random.split(rng_key, num_chains)
 
     def run(key, position):
         return warmup.run(key, position, num_steps=num_steps)
@@ -137,11 +136,10 @@ def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Ar
             jnp.stack([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
         )
     )(positions, state.position)
-    fast_window = info.schedule.fast_window
     checks = [
         info.num_finite_probes == 0,
         ~finite,
-        info.windows.num_rejected[:, -1] >= STUCK * fast_window,
+        info.schedule.is_stuck(info.windows.num_rejected[:, -1]),
         ~changed,
     ]
     sound = ~jnp.any(jnp.stack(checks), axis=0)
@@ -234,6 +232,7 @@ def sample_ensemble(
     >>> positions.shape, infos.deflection.shape
     ((3, 50, 2), (3, 50))
     """
+    check_algorithm(algorithm)
     keys = jax.random.split(rng_key, len(adaptation.failed))
     sample = jitted(_sample_chains, algorithm, logdensity_fn, minibatch_fn, num_samples, thinning)
     return sample(keys, adaptation.state, adaptation.parameters)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
+from blackjax_smile import _tree
 from blackjax_smile.prediction import log_predictive_density
 
 __all__ = [
@@ -241,6 +242,11 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     Shares in the shape of ``levels``; each equals its level if the predictions
     are calibrated, and is below it if they are too sure.
 
+    Raises
+    ------
+    ValueError
+        If a level is not between 0 and 1.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -249,6 +255,8 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     0.9
     """
     levels = jnp.asarray(levels)
+    if not _tree.is_traced(levels) and not jnp.all((levels >= 0) & (levels <= 1)):
+        raise ValueError(f"levels must be between 0 and 1, got {levels}.")
     distance = 2 * jnp.abs(jnp.asarray(probability_transform) - 0.5)
     inside = jnp.expand_dims(distance, range(1, levels.ndim + 1)) <= levels[None]
     return jnp.mean(inside, axis=0)

@@ -55,11 +55,13 @@ def numpyro_logdensity(
 
     .. math:: \log p(x) + \frac{N}{B} \sum_{b} \log p(r_b \mid x),
 
-    with the log-determinants of the transforms of the latent sites. Observed sites
-    are scaled, latent ones not, so each latent site must be shared by all rows:
-    local latent variables, one per row, cannot be sampled by minibatches. Do not
-    scale a second time: no ``subsample_size`` in a plate, no ``scale`` handler on
-    what is observed.
+    with the log-determinants of the transforms of the latent sites. Scaled are the
+    observed sites that depend on the rows, told by running the program on the
+    example and on it twice over; not a ``numpyro.factor`` or an observation of the
+    parameters alone, which belong to the prior, nor latent sites. So each latent
+    site must be shared by all rows: local latent variables, one per row, cannot be
+    sampled by minibatches. Do not scale a second time: no ``subsample_size`` in a
+    plate, no ``scale`` handler on what is observed.
 
     Parameters
     ----------
@@ -68,7 +70,7 @@ def numpyro_logdensity(
     data_size
         Number of rows of the full data set, N.
     example
-        A minibatch, of which only shapes and dtypes matter.
+        A minibatch, of any size.
 
     Returns
     -------
@@ -77,9 +79,8 @@ def numpyro_logdensity(
     Raises
     ------
     ValueError
-        If the program observes nothing, has discrete latent sites or a site of
-        local latent variables in a plate over the rows, or ``data_size`` is less
-        than 1.
+        If the program observes no row, has discrete latent sites or a variable for
+        each row, or ``data_size`` is less than 1.
 
     Examples
     --------
@@ -102,19 +103,24 @@ def numpyro_logdensity(
     if data_size < 1:
         raise ValueError(f"data_size must be at least 1, got {data_size}.")
 
-    def trace_of(rng_key: PRNGKey) -> dict[str, Any]:
-        seeded = handlers.seed(model, rng_key)
-        return handlers.trace(seeded).get_trace(example)
+    def trace_of(rng_key: PRNGKey, minibatch: ArrayTree) -> dict[str, Any]:
+        trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(minibatch)
+        return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
-    trace = trace_of(jax.random.key(0))
-    sites = {name: site for name, site in trace.items() if site["type"] == "sample"}
-    observed = {name for name, site in sites.items() if site["is_observed"]}
+    number_of_rows(example)  # raises if there is no common leading axis
+    twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), example)
+    of_rows: set[str] = set()
+    # At several draws of the prior, for at one of them a log-probability may not be finite.
+    for rng_key in jax.random.split(jax.random.key(0), 5):
+        sites, doubled = (trace_of(rng_key, rows) for rows in (example, twice))
+        observed = {name: site for name, site in sites.items() if site["is_observed"]}
+        of_rows |= {name for name, site in observed.items() if _differ(site, doubled[name])}
     latent = {name: site for name, site in sites.items() if name not in observed}
-    _check_sites(latent, observed, number_of_rows(example))
+    _check_sites(latent, doubled, of_rows)
     transforms = {name: biject_to(site["fn"].support) for name, site in latent.items()}
 
     def init_fn(rng_key: PRNGKey) -> ArrayTree:
-        drawn = trace_of(rng_key)
+        drawn = trace_of(rng_key, example)
         return {name: transforms[name].inv(drawn[name]["value"]) for name in latent}
 
     def logdensity_fn(position: ArrayTree, minibatch: ArrayTree) -> Array:
@@ -124,7 +130,7 @@ def numpyro_logdensity(
             values[name] = transform(position[name])
             jacobian = transform.log_abs_det_jacobian(position[name], values[name])
             logdensity += jnp.sum(jacobian)
-        scaled = _scale_observed(model, factor, handlers)
+        scaled = _scale_sites(model, of_rows, factor, handlers)
         joint, _ = log_density(scaled, (minibatch,), {}, values)
         return logdensity + joint
 
@@ -134,20 +140,29 @@ def numpyro_logdensity(
     return NumpyroModel(logdensity_fn, init_fn, constrain)
 
 
-def _scale_observed(model: Callable, factor: float, handlers: Any) -> Callable:
-    """Return the program with the log-likelihood multiplied by a factor."""
+def _differ(site: dict[str, Any], doubled: dict[str, Any]) -> bool:
+    """Return whether a site's log-probability became another one when the rows were doubled."""
+    a, b = (x["fn"].log_prob(x["value"]) for x in (site, doubled))
+    return not bool(jnp.array_equal(a, b, equal_nan=True))
 
-    class ScaleObserved(handlers.scale):
+
+def _scale_sites(model: Callable, names: set[str], factor: float, handlers: Any) -> Callable:
+    """Return the program with the log-probabilities of some sites multiplied by a factor."""
+
+    class ScaleSites(handlers.scale):
         def process_message(self, message: dict) -> None:
-            if message["type"] == "sample" and message["is_observed"]:
+            if message["type"] == "sample" and message["name"] in names:
                 super().process_message(message)
 
-    return ScaleObserved(model, scale=factor)
+    return ScaleSites(model, scale=factor)
 
 
-def _check_sites(latent: dict[str, Any], observed: set[str], num_rows: int) -> None:
-    if not observed:
-        raise ValueError("The program observes nothing: give a site obs=, from its minibatch.")
+def _check_sites(latent: dict[str, Any], doubled: dict[str, Any], of_rows: set[str]) -> None:
+    """Raise for what cannot be sampled; ``doubled`` are the sites with twice the rows."""
+    if not of_rows:
+        raise ValueError(
+            "The program observes no row of its minibatch: give a site obs=, from the minibatch."
+        )
     discrete = [name for name, site in latent.items() if site["fn"].is_discrete]
     if discrete:
         raise ValueError(
@@ -156,10 +171,10 @@ def _check_sites(latent: dict[str, Any], observed: set[str], num_rows: int) -> N
     local = [
         name
         for name, site in latent.items()
-        if any(frame.size == num_rows for frame in site["cond_indep_stack"])
+        if jnp.shape(site["value"]) != jnp.shape(doubled[name]["value"])
     ]
     if local:
         raise ValueError(
-            f"The sites {local} lie in a plate over the rows: one variable per row cannot be "
-            "sampled by minibatches. Integrate them out."
+            f"The sites {local} have a variable for each row, which cannot be sampled by "
+            "minibatches. Integrate them out."
         )

@@ -1,5 +1,6 @@
 """Minibatches: drawing them on the device, and binding them to an algorithm."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +9,15 @@ import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
-__all__ = ["NoInfo", "ScheduledState", "data_size", "minibatch_sampler", "with_minibatches"]
+__all__ = [
+    "NoInfo",
+    "ScheduledState",
+    "check_batch_size",
+    "check_no_data_set",
+    "data_size",
+    "minibatch_sampler",
+    "with_minibatches",
+]
 
 
 def data_size(data: ArrayLikeTree) -> int:
@@ -35,6 +44,30 @@ def data_size(data: ArrayLikeTree) -> int:
     if size == 0:
         raise ValueError("The data set is empty: its leading axis has length 0.")
     return size
+
+
+def check_batch_size(batch_size: Any, size: int) -> int:
+    """Return the batch size; raise unless it is an integer from 1 to the number of rows."""
+    if not hasattr(batch_size, "__index__") or not 1 <= batch_size <= size:
+        raise ValueError(
+            f"batch_size must be an integer between 1 and the {size} observations of the data set, "
+            f"got {batch_size!r}."
+        )
+    return operator.index(batch_size)
+
+
+def check_no_data_set(minibatches: Any, remedy: str) -> None:
+    """Raise if what should yield minibatches is itself a data set; say what to do."""
+    is_data = isinstance(minibatches, tuple | dict) or hasattr(minibatches, "shape")
+    if isinstance(minibatches, list) and len(minibatches) > 1:
+        # Minibatches have equal shapes; the inputs and outputs of a model have not.
+        shapes = [jax.tree.map(jnp.shape, minibatch) for minibatch in minibatches[:2]]
+        is_data = shapes[0] != shapes[1]
+    if is_data:
+        raise ValueError(
+            f"minibatches looks like a data set (a {type(minibatches).__name__} of arrays): "
+            f"{remedy}. An iterable of minibatches may be a list, a data loader, a generator."
+        )
 
 
 def minibatch_sampler(
@@ -74,11 +107,7 @@ def minibatch_sampler(
     (4,)
     """
     size = data_size(data)
-    if not 1 <= batch_size <= size:
-        raise ValueError(
-            f"batch_size must be between 1 and the {size} observations of the data set, "
-            f"got {batch_size}."
-        )
+    batch_size = check_batch_size(batch_size, size)
     data = jax.tree.map(jnp.asarray, data)
 
     def minibatch_fn(rng_key: PRNGKey) -> ArrayTree:
@@ -136,6 +165,11 @@ def with_minibatches(
     A ``SamplingAlgorithm`` whose step always returns ``(state, info)``; `NoInfo`
     stands for an Info that the algorithm does not return.
 
+    Raises
+    ------
+    ValueError
+        If ``minibatch_fn`` is no function.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp, blackjax, blackjax_smile
@@ -148,6 +182,11 @@ def with_minibatches(
     >>> positions.shape
     (50, 1)
     """
+    if not callable(minibatch_fn):
+        raise ValueError(
+            "minibatch_fn must be a function rng_key -> minibatch, such as minibatch_sampler(data, "
+            f"batch_size); got {type(minibatch_fn).__name__}."
+        )
     is_scheduled = any(map(callable, step_args))
 
     def init_fn(*args: Any, **kwargs: Any):

@@ -160,7 +160,7 @@ def predictive_quantiles(
     positions, data, batch_size, draw_batch_size
         See `predictive_mean`.
     probabilities
-        Probabilities of the quantiles, shape ``(q,)``.
+        Probabilities of the quantiles, between 0 and 1, shape ``(q,)``.
 
     Returns
     -------
@@ -169,7 +169,8 @@ def predictive_quantiles(
     Raises
     ------
     ValueError
-        If the leading axes of positions or of data differ between their leaves.
+        If the leading axes of positions or of data differ between their leaves, or a
+        probability is not between 0 and 1.
 
     Examples
     --------
@@ -182,7 +183,10 @@ def predictive_quantiles(
     ((2, 3), True)
     """
     draws, indexed = _with_keys(rng_key, positions, data)
-    of_block = _Quantiles(tuple(float(p) for p in probabilities))
+    probabilities = tuple(float(p) for p in probabilities)
+    if not all(0 <= p <= 1 for p in probabilities):
+        raise ValueError(f"probabilities must be between 0 and 1, got {probabilities}.")
+    of_block = _Quantiles(probabilities)
     blocks = Blocks(batch_size, draw_batch_size)
     return jnp.moveaxis(by_rows(_Keyed(sample_fn), of_block, draws, indexed, blocks), 1, 0)
 

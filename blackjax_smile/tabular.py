@@ -41,8 +41,12 @@ class Table(NamedTuple):
         One of `TASKS`.
     classes
         Values of the target, in the order of their numbers; empty for regression.
+    feature_mean, feature_deviation
+        Of the training rows, one for each feature: what x was standardised with.
     target_mean, target_deviation
         Of the training rows, in the target's units.
+    test_rows
+        Numbers of the test rows in the table, from 0.
 
     Notes
     -----
@@ -55,8 +59,11 @@ class Table(NamedTuple):
     features: tuple[str, ...]
     task: str
     classes: tuple[Any, ...]
+    feature_mean: np.ndarray
+    feature_deviation: np.ndarray
     target_mean: float
     target_deviation: float
+    test_rows: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -146,8 +153,11 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
         features=names,
         task=task,
         classes=classes,
+        feature_mean=mean,
+        feature_deviation=deviation,
         target_mean=target_mean,
         target_deviation=target_deviation,
+        test_rows=splits[2],
         notes=(*notes, *encoding_notes),
     )
 
@@ -168,8 +178,9 @@ def _check(frame: Any, target: str) -> None:
     if len(missing):
         counts = _listed([f"{name!r} ({count} rows)" for name, count in missing.items()])
         raise UserInputError(
-            f"Values are missing in {counts}. Drop those rows or columns, or fill the values in "
-            "(pandas: DataFrame.dropna, DataFrame.fillna), and run again."
+            f"Values are missing in {counts}: empty, or a word that is read as missing (NA, None, "
+            "null, ...). Drop those rows or columns, or fill the values in (pandas: "
+            "DataFrame.dropna, DataFrame.fillna), and run again."
         )
     numeric = frame.select_dtypes("number")
     infinite = [str(name) for name in numeric if not np.all(np.isfinite(numeric[name]))]
@@ -192,7 +203,7 @@ def _encode_target(target: Any, task: str) -> tuple[np.ndarray, tuple]:
     if len(classes) < 2:
         raise UserInputError(f"The target {target.name!r} has one value only, {classes[0]!r}.")
     if counts.min() < 5:
-        rare = [f"{classes[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 5)]
+        rare = [f"{classes[i]} ({counts[i]})" for i in np.flatnonzero(counts < 5)]
         raise UserInputError(
             f"Classes need at least 5 rows each, but {target.name!r} has {len(rare)} rarer ones: "
             f"{_listed(rare)}. Drop or merge them, or use --task regression for a quantity."

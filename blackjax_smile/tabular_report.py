@@ -99,7 +99,7 @@ def _convergence(table: Table, network: bnn.Network, fit: TabularFit) -> list[st
 def save(
     table: Table, network: bnn.Network, fit: TabularFit, folder: pathlib.Path, seed: int
 ) -> list[pathlib.Path]:
-    """Write draws and predictions as NetCDF, and a figure; return their paths."""
+    """Write draws as NetCDF, predictions of the test rows and a figure; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = table.test
     draws = prediction.posterior_predictive(
@@ -118,12 +118,41 @@ def save(
         log_likelihood={"target": pointwise - np.log(table.target_deviation)},
         posterior_predictive={"target": draws},
         observed_data={"target": observed},
-        attrs={"features": list(table.features), "classes": [str(c) for c in table.classes]},
+        # What a new row must be standardised with.
+        attrs={
+            "features": list(table.features),
+            "feature_mean": table.feature_mean.tolist(),
+            "feature_deviation": table.feature_deviation.tolist(),
+            "classes": [str(c) for c in table.classes],
+            "target_mean": table.target_mean,
+            "target_deviation": table.target_deviation,
+            "test_rows": table.test_rows.tolist(),
+        },
     )
     netcdf, figure = folder / "posterior.nc", folder / "figure.png"
+    predictions = folder / "predictions.csv"
     idata.to_netcdf(str(netcdf))
+    _predictions(table, network, fit, draws, observed).to_csv(predictions, index=False)
     _plot(table, network, fit, draws, observed, figure)
-    return [netcdf, figure]
+    return [netcdf, predictions, figure]
+
+
+def _predictions(
+    table: Table, network: bnn.Network, fit: TabularFit, draws: np.ndarray, observed: np.ndarray
+) -> Any:
+    """Return a data frame of the test rows: observed, predicted, and how surely."""
+    import pandas
+
+    frame = pandas.DataFrame({"row": table.test_rows, "observed": observed})
+    if network.cdf is None:
+        classes = np.asarray(table.classes, dtype=object)
+        mean = np.asarray(prediction.predictive_mean(network.predict, fit.positions, table.test))
+        frame["observed"], frame["predicted"] = classes[observed], classes[mean.argmax(axis=1)]
+        columns = {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
+        return frame.assign(**columns)
+    flat = draws.reshape(-1, draws.shape[-1])
+    low, middle, high = np.quantile(flat, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2], axis=0)
+    return frame.assign(predicted=middle, **{"5 %": low, "95 %": high})
 
 
 def _plot(

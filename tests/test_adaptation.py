@@ -355,6 +355,18 @@ class TestErrors:
             warmup.run(jax.random.key(0), PROBLEM.mode, num_steps=100)
 
 
+def test_a_built_algorithm_or_a_data_set_is_refused():
+    built = blackjax_smile.smile(PROBLEM.logdensity_fn, step_size=0.1)
+    for algorithm in (built, PROBLEM.logdensity_fn):
+        with pytest.raises(ValueError, match=r"must be blackjax_smile\.smile itself"):
+            blackjax_smile.smile_adaptation(algorithm, PROBLEM.logdensity_fn, None)
+    for data in (PROBLEM.data, list(PROBLEM.data), PROBLEM.data[0]):
+        with pytest.raises(ValueError, match="looks like a data set"):
+            blackjax_smile.smile_adaptation(blackjax_smile.smile, PROBLEM.logdensity_fn, data)
+    with pytest.raises(ValueError, match="minibatch_fn must be a function"):
+        blackjax_smile.with_minibatches(built, PROBLEM.data)
+
+
 class TestParts:
     @pytest.mark.parametrize("num_steps", [100, 101, 150, 399, 400, 1000, 2000, 50_000])
     def test_schedule_adds_up(self, num_steps):

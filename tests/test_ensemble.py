@@ -177,5 +177,5 @@ def test_errors():
         warmup(pooled=True).run(jax.random.key(0), MODEL.mode, num_steps=300)
     with pytest.raises(ValueError, match="pooled=True needs a minibatch_fn"):
         blackjax_smile.smile_adaptation(blackjax_smile.smile, LOGDENSITY_FN, [], pooled=True)
-    with pytest.raises(ValueError, match="differ in their number of rows"):
+    with pytest.raises(ValueError, match="Every leaf of positions needs one leading axis"):
         adapt_ensemble(jax.random.key(0), warmup(), {"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))})

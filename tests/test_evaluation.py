@@ -33,6 +33,15 @@ def test_a_column_of_labels_is_refused(function):
         getattr(evaluation, function)(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([[0], [1]]))
 
 
+def test_percentages_are_refused():
+    with pytest.raises(ValueError, match="levels must be between 0 and 1"):
+        evaluation.coverage(jnp.linspace(0, 1, 10), [50, 90])
+    with pytest.raises(ValueError, match="probabilities must be between 0 and 1"):
+        prediction.predictive_quantiles(
+            jax.random.key(0), lambda *_: 0.0, jnp.zeros((2, 3)), jnp.zeros(2), [5, 95]
+        )
+
+
 def test_calibration_error_of_calibrated_probabilities():
     """Labels drawn from the probabilities: what is left is the noise of the bins."""
     rng = np.random.default_rng(0)

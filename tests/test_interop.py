@@ -179,6 +179,39 @@ def test_numpyro_posterior():
     assert_moments(draws["mean"], exact, np.full(2, 1 / 501), bias_mean=0.05, bias_variance=0.05)
 
 
+@pytest.mark.parametrize("likelihood", ["rows", "sum"])
+def test_numpyro_scales_what_depends_on_the_rows(likelihood):
+    """Not a factor or a constraint of the parameters; nor is a plate of groups one of rows."""
+    numpyro = pytest.importorskip("numpyro")
+    from blackjax_smile.interop import numpyro_logdensity
+
+    dist = numpyro.distributions
+    num_rows, size = 20, 200
+
+    def model(y):
+        b = numpyro.sample("b", dist.Normal(0, 10).expand([3]).to_event(1))
+        with numpyro.plate("groups", num_rows):
+            effects = numpyro.sample("effects", dist.Normal(0, 1))
+        numpyro.factor("ridge", -5 * jnp.sum(b**2))
+        numpyro.sample("sum_to_zero", dist.Normal(jnp.sum(b), 0.05), obs=0.0)
+        mean = jnp.sum(b) + effects[0]
+        if likelihood == "rows":
+            numpyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        else:
+            numpyro.factor("y", jnp.sum(dist.Normal(mean, 1.0).log_prob(y)))
+
+    y = jax.random.normal(jax.random.key(0), (num_rows,))
+    program = numpyro_logdensity(model, size, y)
+    x = {"b": jnp.array([0.1, -0.2, 0.15]), "effects": jnp.linspace(-1, 1, num_rows)}
+    norm = jax.scipy.stats.norm.logpdf
+    exact = norm(x["b"], 0, 10).sum() + norm(x["effects"]).sum()
+    exact += -5 * jnp.sum(x["b"] ** 2) + norm(jnp.sum(x["b"]), 0, 0.05)
+    for rows in (y, y[:10]):
+        loglikelihood = size * norm(rows, jnp.sum(x["b"]) + x["effects"][0], 1).mean()
+        found = program.logdensity_fn(x, rows)
+        np.testing.assert_allclose(found, exact + loglikelihood, rtol=1e-5)
+
+
 def test_numpyro_programs_that_cannot_be_sampled():
     numpyro = pytest.importorskip("numpyro")
     from blackjax_smile.interop import numpyro_logdensity
@@ -194,10 +227,15 @@ def test_numpyro_programs_that_cannot_be_sampled():
             z = numpyro.sample("z", dist.Normal(0, 1))
             numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
+    def constraint(y):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.sample("near_one", dist.Normal(z, 0.1), obs=1.0)
+
     for model, message in (
         (discrete, "Discrete sites"),
-        (local, "plate over the rows"),
-        (lambda y: numpyro.sample("z", dist.Normal(0, 1)), "observes nothing"),
+        (local, "a variable for each row"),
+        (lambda y: numpyro.sample("z", dist.Normal(0, 1)), "observes no row"),
+        (constraint, "observes no row"),
     ):
         with pytest.raises(ValueError, match=message):
             numpyro_logdensity(model, 100, jnp.zeros(7))

@@ -155,6 +155,13 @@ class TestControlVariates:
 
     def test_errors(self):
         problem = self.PROBLEM
+        # At the mode, where control variates of a sum and of a mean are both zero.
+        with pytest.raises(ValueError, match="must average over the rows"):
+            blackjax_smile.control_variates(
+                lambda x, batch: -0.5 * jnp.sum((batch[1] - batch[0] @ x) ** 2),
+                problem.mode,
+                problem.data,
+            )
         with pytest.raises(ValueError, match="centre is not finite"):
             blackjax_smile.control_variates(
                 lambda x, batch: jnp.nan * jnp.sum(x), problem.mode, problem.data

@@ -219,6 +219,13 @@ def test_predictions_go_to_arviz():
     assert idata["observed_data"]["y"].shape == (MODEL.data_size,)
 
 
+def test_errors_of_the_model_name_the_axes():
+    """The draws of one chain, whose axis is missing."""
+    with pytest.raises(ValueError, match="ndim") as error:
+        prediction.predictive_mean(lambda w, row: row @ w, jnp.ones((500, 3)), jnp.ones((4, 3)))
+    assert "Positions lead with (chain, draw)" in "".join(error.value.__notes__)
+
+
 def test_bad_positions():
     with pytest.raises(ValueError, match="same leading axes"):
         prediction.log_likelihood(loglikelihood, {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}, [1.0])

@@ -98,13 +98,15 @@ def test_statistics_count_what_happened_between_draws():
         bad = batch[1][0] > np.quantile(PROBLEM.data[1], 0.95)
         return jnp.where(bad, jnp.nan, PROBLEM.logdensity_fn(x, batch))
 
-    result = sample(logdensity_fn=sometimes_nan, thinning=5, num_samples=40)
+    with pytest.warns(UserWarning, match="chains rejected up to"):
+        result = sample(logdensity_fn=sometimes_nan, thinning=5, num_samples=40)
+    with pytest.warns(UserWarning, match="chains rejected up to"):
+        single = sample(logdensity_fn=sometimes_nan, thinning=1, num_samples=200)
     counts = np.asarray(result.statistics["num_rejected"])
     assert 0 < counts.sum() < counts.size * 5
     np.testing.assert_array_equal(result.statistics["diverging"], counts > 0)
     assert np.all(np.isfinite(result.statistics["energy_error"]))
     assert np.all(np.isfinite(result.positions))
-    single = sample(logdensity_fn=sometimes_nan, thinning=1, num_samples=200)
     np.testing.assert_array_equal(
         np.asarray(single.statistics["num_rejected"]).reshape(2, 40, 5).sum(-1), counts
     )
@@ -207,6 +209,24 @@ def test_a_failed_chain_is_named_and_harms_no_other():
         sample(positions=jnp.full((2, 5), jnp.nan))
 
 
+@pytest.mark.parametrize(("num_missing", "share"), [(8, "few"), (100, "most")])
+def test_missing_values_do_not_pass_in_silence(num_missing, share):
+    """Of 4000 rows; 20 in a minibatch: 4 % of the minibatches are not finite, or 40 %."""
+    X, y = (np.array(leaf) for leaf in PROBLEM.data)
+    y[:: len(y) // num_missing] = np.nan
+    data = {"minibatches": (X, y), "batch_size": 60 if share == "few" else 120}
+    if share == "few":
+        with pytest.warns(UserWarning, match="steps .* chains rejected up to 1[0-9]%"):
+            sample(**data, num_samples=500)
+    else:
+        with pytest.raises(ValueError, match=r"no chain moved.*missing values"):
+            sample(**data)
+
+
+def test_numpy_integers_are_integers():
+    sample(num_samples=np.int64(3), thinning=np.int32(2))
+
+
 def test_a_chain_that_has_not_arrived_is_named():
     with pytest.warns(UserWarning, match=r"chains \[1\] were still on their way"):
         sample(positions=start().at[1].add(1e5))
@@ -223,7 +243,10 @@ def test_a_chain_that_has_not_arrived_is_named():
         ({"minibatches": 3}, "got int"),
         ({"minibatches": PROBLEM.data, "batch_size": 5000}, "between 1 and the 4000"),
         ({"batch_size": 10}, "is a function already"),
+        ({"minibatches": list(PROBLEM.data)}, r"looks like a data set \(a list"),
         ({"minibatches": []}, "empty"),
+        ({"positions": jnp.zeros(5)}, "5 chains of a single parameter"),
+        ({"minibatches": PROBLEM.data, "batch_size": 50.0}, "an integer between 1"),
         ({"dims": {"z": ["a"]}}, "dims names"),
         ({"dims": {"x": ["a", "b"]}}, "names 2 dimensions"),
         ({"dims": {"x": ["a"]}, "coords": {"a": [1, 2]}}, "2 entries, but .* length 5"),

@@ -145,6 +145,26 @@ def test_command(task, tmp_path, capsys):
     if task == "regression":
         observed = idata["observed_data"]["target"].values
         assert np.isin(np.rint(observed), np.rint(frame["price"])).all()
+    attributes = idata.attrs
+    rows = attributes["test_rows"]
+    # A row is prepared again from what is stored.
+    table = prepare_table(frame, "price")
+    column = (frame["size"].to_numpy()[rows] - attributes["feature_mean"][0]) / attributes[
+        "feature_deviation"
+    ][0]
+    np.testing.assert_allclose(column, table.test[0][:, 0], rtol=1e-4, atol=1e-5)
+    predictions = pandas.read_csv(tmp_path / "out" / "predictions.csv")
+    assert predictions["row"].tolist() == list(rows)
+    if task == "regression":
+        np.testing.assert_allclose(predictions["observed"], frame["price"].iloc[rows], rtol=1e-5)
+        inside = predictions["observed"].between(predictions["5 %"], predictions["95 %"])
+        assert abs(inside.mean() - calibration) < 0.05
+    else:
+        assert predictions["observed"].tolist() == frame["price"].iloc[rows].tolist()
+        right = predictions["observed"] == predictions["predicted"]
+        np.testing.assert_allclose(right.mean(), error, atol=0.01)
+        both = predictions[["probability of cheap", "probability of dear"]].sum(axis=1)
+        np.testing.assert_allclose(both, 1, rtol=1e-5)
     idata.close()
 
 

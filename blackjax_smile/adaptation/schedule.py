@@ -1,6 +1,7 @@
 """The schedule of the warmup: probes, slow windows of doubling length, a fast one."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -14,6 +15,9 @@ FIRST_WINDOW = 100
 
 #: The fast window's statistics set what is frozen, so it is no shorter if possible.
 MIN_FAST_WINDOW = 50
+
+#: From this share of rejected steps in the last window on a chain is stuck.
+STUCK = 0.9
 
 #: Gradients at the initial position for the first estimate of the noise.
 MAX_PROBES = 200
@@ -39,6 +43,10 @@ class Schedule:
     @property
     def windows(self) -> tuple[int, ...]:
         return (*self.slow_windows, self.fast_window)
+
+    def is_stuck(self, num_rejected: Any) -> Any:
+        """Return whether nearly all steps of the last window were rejected."""
+        return num_rejected >= STUCK * self.fast_window
 
 
 def build_schedule(num_steps: int) -> Schedule:

@@ -5,17 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import Array, ArrayTree
+from blackjax.types import ArrayTree
 from blackjax.util import pytree_size
 
-from blackjax_smile import _tree
-from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.energy_variance import ENERGY_VARIANCE
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.step_size import DEFLECTION
 from blackjax_smile.adaptation.windows import WindowedAdaptation
-from blackjax_smile.minibatch_gradient import split_minibatch
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.preconditioners.dense import DRAWS_PER_PARAMETER, dense_estimator
 from blackjax_smile.preconditioners.diagonal import diagonal_estimator
@@ -23,21 +20,19 @@ from blackjax_smile.preconditioners.identity import identity_estimator
 from blackjax_smile.preconditioners.kronecker import kronecker_estimator
 from blackjax_smile.preconditioners.low_rank import low_rank_estimator
 
-__all__ = [
-    "NOT_AVERAGING",
-    "PRECONDITIONERS",
-    "build_adaptation",
-    "check_averages",
-    "check_options",
-]
+__all__ = ["PRECONDITIONERS", "build_adaptation", "check_algorithm", "check_options"]
 
 PRECONDITIONERS = ("auto", "identity", "diagonal", "dense", "kronecker", "low_rank")
 TUNERS = {"deflection": DEFLECTION, "energy_variance": ENERGY_VARIANCE}
 
-NOT_AVERAGING = (
-    "logdensity_fn must average over the rows of its minibatch and scale by the size of the data "
-    "set: {}. blackjax.sgmcmc.gradients.logdensity_estimator builds such a function."
-)
+
+def check_algorithm(algorithm: Any) -> None:
+    """Raise unless it is an algorithm like `blackjax_smile.smile`, not one already built."""
+    if not (hasattr(algorithm, "init") and hasattr(algorithm, "build_kernel")):
+        raise ValueError(
+            "algorithm must be blackjax_smile.smile itself, not what smile(...) returns, got "
+            f"{type(algorithm).__name__}."
+        )
 
 
 def check_options(
@@ -125,25 +120,3 @@ def _num_parts(estimator: PreconditionerEstimator, minibatch: ArrayTree) -> int:
     sizes = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(minibatch) if jnp.shape(leaf)}
     quarters = estimator.many_draws and all(size % 4 == 0 for size in sizes)
     return 4 if quarters else 2
-
-
-def check_averages(logdensity_fn, position, minibatch) -> Array:
-    """Return whether the log-density averages over its minibatch; raise if it does not.
-
-    On half a minibatch a sum would see half of the data. Traced values cannot be looked at:
-    what they say is returned alone.
-    """
-    whole, mean = jitted(_whole_and_mean, logdensity_fn)(position, minibatch)
-    # Below ten nats it may be round-off, of a difference of large numbers.
-    averages = jnp.abs(whole - mean) <= jnp.maximum(0.25 * jnp.abs(whole), 10.0)
-    # Neither a start where it is not finite nor one number per row is its concern.
-    averages = jnp.all(averages | ~jnp.isfinite(whole - mean)) | bool(whole.shape)
-    if not _tree.is_traced(averages) and not averages:
-        found = f"it is {whole} on a minibatch but {mean} on average on its halves"
-        raise ValueError(NOT_AVERAGING.format(found))
-    return averages
-
-
-def _whole_and_mean(logdensity_fn, position, minibatch):
-    halves = jax.vmap(logdensity_fn, (None, 0))(position, split_minibatch(minibatch))
-    return logdensity_fn(position, minibatch), jnp.mean(halves)

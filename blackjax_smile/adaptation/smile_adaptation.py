@@ -14,11 +14,13 @@ from blackjax.mcmc.integrators import isokinetic_mclachlan
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
+from blackjax_smile._averaging import check_averages
 from blackjax_smile.adaptation.drive import StepHistory, run_on_device, run_on_host
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS, Pool, check_axis
 from blackjax_smile.adaptation.schedule import Schedule, build_schedule
-from blackjax_smile.adaptation.setup import build_adaptation, check_averages, check_options
+from blackjax_smile.adaptation.setup import build_adaptation, check_algorithm, check_options
 from blackjax_smile.adaptation.state import WindowInfo
+from blackjax_smile.minibatch import check_no_data_set
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.sgmcmc import smile
 
@@ -133,8 +135,8 @@ def smile_adaptation(
     Raises
     ------
     ValueError
-        For an unknown preconditioner or tuner, a target outside (0, 1], or ``pooled``
-        without a ``minibatch_fn``. From ``run``: a
+        For an unknown preconditioner or tuner, a target outside (0, 1], ``pooled``
+        without a ``minibatch_fn``, or a data set in its place. From ``run``: a
         batch size that is odd, fewer steps than 100, a log-density that does not
         average over its minibatch, too few minibatches in the iterable, or a chain
         that could not move (not when traced: see ``info``).
@@ -157,7 +159,10 @@ def smile_adaptation(
     >>> sorted(parameters)
     ['L', 'energy_threshold', 'inverse_mass_matrix', 'step_size']
     """
+    check_algorithm(algorithm)
     check_options(preconditioner, target_deflection, tuner)
+    if not (callable(minibatch_fn) or minibatch_fn is None):
+        check_no_data_set(minibatch_fn, "pass minibatch_sampler(data, batch_size)")
     axis = CHAIN_AXIS if pooled else None
     build = functools.partial(
         build_adaptation,
@@ -257,10 +262,11 @@ def _check_moved(info: SmileAdaptationInfo, results: AdaptationResults, start: A
             "(logdensity_fn(position, minibatch)), or start elsewhere."
         )
     unmoved = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), start, results.state.position)
-    stuck = info.windows.num_rejected[-1] == info.schedule.fast_window
+    stuck = info.schedule.is_stuck(info.windows.num_rejected[-1])
     if all(jax.tree.leaves(unmoved)) or stuck or not jnp.isfinite(step_size):
         raise ValueError(
             "The adaptation failed, the chain did not move: the log-density or its gradient was "
-            "not finite next to the initial position, or does not depend on it (rejections per "
-            f"window: {info.windows.num_rejected.tolist()} of {list(info.schedule.windows)})."
+            "not finite next to the initial position or on most minibatches (rows with missing "
+            "values?), or does not depend on the position (rejections per window: "
+            f"{info.windows.num_rejected.tolist()} of {list(info.schedule.windows)})."
         )

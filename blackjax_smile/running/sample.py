@@ -11,7 +11,9 @@ import numpy as np
 from blackjax.types import ArrayLikeTree, ArrayTree, PRNGKey
 from jax.sharding import Mesh
 
-from blackjax_smile.adaptation.setup import build_adaptation, check_averages, check_options
+from blackjax_smile._averaging import check_averages
+from blackjax_smile._chains import check_positions
+from blackjax_smile.adaptation.setup import build_adaptation, check_options
 from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.running.devices import Placement
@@ -21,7 +23,7 @@ from blackjax_smile.running.fingerprint import fingerprint
 from blackjax_smile.running.journal import Journal, MemoryDraws
 from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
-from blackjax_smile.running.settings import Settings, check_positions
+from blackjax_smile.running.settings import Settings
 from blackjax_smile.running.sources import open_source
 from blackjax_smile.running.store import DrawStore
 from blackjax_smile.sgmcmc import smile

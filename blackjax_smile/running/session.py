@@ -15,7 +15,11 @@ from blackjax_smile.running.journal import Adapted, Journal
 from blackjax_smile.running.loops import run_sampling, run_warmup
 from blackjax_smile.running.progress import Progress
 from blackjax_smile.running.settings import Settings
-from blackjax_smile.running.warmup_checks import check_moved, warn_of_chains_on_the_way
+from blackjax_smile.running.warmup_checks import (
+    check_moved,
+    warn_of_chains_on_the_way,
+    warn_of_rejections,
+)
 from blackjax_smile.sgmcmc import smile
 
 __all__ = ["Kept", "run"]
@@ -132,10 +136,16 @@ def run(
             if adapted is None:
                 adapted = run_warmup(engine, journal, resume, progress)
             # A resumed run is told again what its warmup came to.
-            check_moved(engine, adapted)
+            going = ~check_moved(engine, adapted)
             warn_of_chains_on_the_way(engine, adapted)
+            schedule = settings.schedule
+            rejected = placement.fetch(adapted.windows.num_rejected)[:, -1]
+            warn_of_rejections(rejected[going], schedule.fast_window, "at the end of the warmup")
             chunk_size = kept.chunk_size(settings)
             chains = run_sampling(engine, journal, resume, adapted, kept.rows, chunk_size, progress)
+            rejected = placement.fetch(chains.num_rejected)[going]
+            num_steps = settings.num_gradients - settings.num_warmup
+            warn_of_rejections(rejected, num_steps, "of the sampling")
         finally:
             progress.close()
     except (jax.errors.JaxRuntimeError, ValueError) as error:

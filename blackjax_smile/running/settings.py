@@ -1,16 +1,11 @@
 """What a run was asked to do, checked, and the numbers that follow from it."""
 
 import dataclasses
-from typing import Any
+import operator
 
-import jax
-from blackjax.types import ArrayTree
-
-from blackjax_smile import _tree
 from blackjax_smile.adaptation.schedule import Schedule, build_schedule
-from blackjax_smile.minibatch import data_size
 
-__all__ = ["Settings", "check_positions"]
+__all__ = ["Settings"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +23,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("num_samples", "thinning", "chunk_size"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is None and name == "chunk_size":
+                continue
+            if not hasattr(value, "__index__") or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+            # NumPy's integers would not be the same run on resuming.
+            object.__setattr__(self, name, operator.index(value))
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be >= 0 s, got {self.checkpoint_every}.")
         if self.num_gradients >= 2**31:
@@ -47,17 +46,3 @@ class Settings:
     def num_gradients(self) -> int:
         """Gradients per chain, the clock of the run: probes, windows, then draws."""
         return self.num_warmup + self.num_samples * self.thinning
-
-
-def check_positions(positions: Any) -> tuple[ArrayTree, int]:
-    """Return the positions as arrays, and the number of chains, their leading axis."""
-    positions = _tree.as_float_tree(positions)
-    try:
-        num_chains = data_size(positions)
-    except ValueError as error:
-        shapes = [jax.numpy.shape(leaf) for leaf in jax.tree.leaves(positions)]
-        raise ValueError(
-            "Every leaf of positions needs one leading axis, the chains; got the shapes "
-            f"{shapes}. For a single chain: jax.tree.map(lambda x: x[None], position)."
-        ) from error
-    return positions, num_chains

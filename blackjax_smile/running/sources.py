@@ -14,7 +14,12 @@ import jax
 import numpy as np
 from blackjax.types import ArrayTree
 
-from blackjax_smile.minibatch import data_size, minibatch_sampler
+from blackjax_smile.minibatch import (
+    check_batch_size,
+    check_no_data_set,
+    data_size,
+    minibatch_sampler,
+)
 from blackjax_smile.running.fingerprint import digest
 
 __all__ = ["HostSource", "RowSampler", "Stream", "open_source"]
@@ -62,12 +67,8 @@ class RowSampler:
         self, data: ArrayTree, batch_size: int, seed: np.ndarray, axes: tuple, chains: slice
     ):
         self.size = data_size(data)
-        if not 1 <= batch_size <= self.size:
-            raise ValueError(
-                f"batch_size must be between 1 and the {self.size} observations of the data set, "
-                f"got {batch_size}."
-            )
-        self.data, self.batch_size, self.axes, self.chains = data, batch_size, axes, chains
+        self.batch_size = check_batch_size(batch_size, self.size)
+        self.data, self.axes, self.chains = data, axes, chains
         self.key = int.from_bytes(np.asarray(seed, np.uint32).tobytes()[:16], "little")
 
     @property
@@ -236,12 +237,7 @@ def open_source(
                 "each chain has its own at no cost."
             )
         return minibatches
-    if isinstance(minibatches, tuple | dict | np.ndarray | jax.Array):
-        raise ValueError(
-            "minibatches looks like a data set (a "
-            f"{type(minibatches).__name__} of arrays): pass batch_size with it. An iterable of "
-            "minibatches may be a list, a data loader, a generator."
-        )
+    check_no_data_set(minibatches, "pass batch_size with it")
     if not isinstance(minibatches, Iterable):
         raise ValueError(
             "minibatches must be a function rng_key -> minibatch, arrays with batch_size, or an "

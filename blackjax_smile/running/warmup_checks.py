@@ -1,4 +1,4 @@
-"""What is looked at between warmup and sampling: chains that do not move, or have not arrived."""
+"""What is looked at after the warmup and at the end: chains that do not move, or not well."""
 
 import warnings
 
@@ -9,7 +9,10 @@ from blackjax.util import pytree_size
 from blackjax_smile.running.engine import Engine
 from blackjax_smile.running.journal import Adapted
 
-__all__ = ["check_moved", "warn_of_chains_on_the_way"]
+__all__ = ["check_moved", "warn_of_chains_on_the_way", "warn_of_rejections"]
+
+#: A share of rejected steps above this biases the draws.
+MANY_REJECTED = 0.05
 
 #: A mean alignment of momentum and gradient above this in the last window is that of a chain on
 #: its way,
@@ -19,12 +22,12 @@ ON_THE_WAY = 0.1
 MIN_STANDARD_ERRORS = 5.0
 
 
-def check_moved(engine: Engine, adapted: Adapted) -> None:
-    """Raise if no chain moved in the warmup; warn of those that did not."""
+def check_moved(engine: Engine, adapted: Adapted) -> np.ndarray:
+    """Return which chains did not move in the warmup; warn of them, raise if all did not."""
     fetch, chains = engine.placement.fetch, engine.placement.local_chains
     step_size = fetch(adapted.parameters["step_size"])
     rejected = fetch(adapted.windows.num_rejected)[:, -1]
-    failed = ~np.isfinite(step_size) | (rejected == engine.settings.schedule.fast_window)
+    failed = ~np.isfinite(step_size) | engine.settings.schedule.is_stuck(rejected)
     failed |= fetch(adapted.num_finite_probes) == 0
     moved = np.zeros_like(failed)
     end = fetch(adapted.states.position)
@@ -35,13 +38,28 @@ def check_moved(engine: Engine, adapted: Adapted) -> None:
     if failed.all():
         raise ValueError(
             "The adaptation failed, no chain moved: the log-density or its gradient was not "
-            "finite at the initial positions or next to them, or does not depend on them. "
-            "Evaluate logdensity_fn(position, minibatch) and its gradient there."
+            "finite at the initial positions, next to them, or on most minibatches (rows with "
+            "missing values?), or does not depend on the position. Evaluate "
+            "logdensity_fn(position, minibatch) and its gradient there."
         )
     if failed.any():
         warnings.warn(
             f"The adaptation of the chains {(np.flatnonzero(failed) + chains.start).tolist()} "
-            "failed: they did not move, or rejected every step. The others go on.",
+            "failed: they did not move, or rejected nearly every step. The others go on.",
+            stacklevel=4,
+        )
+    return failed
+
+
+def warn_of_rejections(num_rejected: np.ndarray, num_steps: int, when: str) -> None:
+    """Warn of many rejected steps: the draws are of the posterior where steps are accepted."""
+    share = np.asarray(num_rejected) / num_steps
+    if np.any(share > MANY_REJECTED):
+        warnings.warn(
+            f"Of the steps {when}, chains rejected up to {np.max(share):.0%} (mean "
+            f"{np.mean(share):.0%}); 5 % are many. Minibatches on which the log-density or its "
+            "gradient is not finite, or far from what others say, are passed over: look for rows "
+            "with missing or absurd values. See `diverging` in the statistics of the draws.",
             stacklevel=4,
         )
 
