@@ -84,8 +84,8 @@ def _constants(program: Any) -> Iterator[Any]:
     """Yield the arrays in a program and in those that it calls: a jitted one keeps its own."""
     if isinstance(program, ClosedJaxpr):
         yield from program.consts
-        yield from _constants(program.jaxpr)
-    elif isinstance(program, Jaxpr):
+    # From JAX 0.12 on the two are one class.
+    if isinstance(program, ClosedJaxpr | Jaxpr):
         for equation in program.eqns:
             yield from (x.val for x in equation.invars if isinstance(x, Literal))
             yield from _constants(list(equation.params.values()))
