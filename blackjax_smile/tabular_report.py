@@ -150,9 +150,14 @@ def _predictions(
         frame["observed"], frame["predicted"] = classes[observed], classes[mean.argmax(axis=1)]
         columns = {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
         return frame.assign(**columns)
-    flat = draws.reshape(-1, draws.shape[-1])
-    low, middle, high = np.quantile(flat, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2], axis=0)
+    low, middle, high = _interval(draws)
     return frame.assign(predicted=middle, **{"5 %": low, "95 %": high})
+
+
+def _interval(draws: np.ndarray) -> np.ndarray:
+    """Return for each row the ends of the interval of `LEVEL` around the median, the middle one."""
+    flat = draws.reshape(-1, draws.shape[-1])
+    return np.quantile(flat, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2], axis=0)
 
 
 def _plot(
@@ -171,7 +176,7 @@ def _plot(
 
     figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
     if network.cdf is not None:
-        _plot_intervals(axes, draws.reshape(-1, draws.shape[-1]), observed)
+        _plot_intervals(axes, draws, observed)
     else:
         labels = table.test[1]
         members = prediction.predictive_mean(network.predict, as_draws(fit.members), table.test)
@@ -190,7 +195,7 @@ def _plot(
 
 
 def _plot_intervals(axes: Any, draws: np.ndarray, observed: np.ndarray) -> None:
-    low, middle, high = np.quantile(draws, [0.5 - LEVEL / 2, 0.5, 0.5 + LEVEL / 2], axis=0)
+    low, middle, high = _interval(draws)
     axes.vlines(observed, low, high, color="C0", alpha=0.35, linewidth=1)
     axes.plot(observed, middle, "o", color="C0", markersize=3, label="median, 90 % interval")
     ends = [observed.min(), observed.max()]

@@ -210,7 +210,7 @@ def test_a_failed_chain_is_named_and_harms_no_other():
 
 @pytest.mark.parametrize(("num_missing", "share"), [(8, "few"), (100, "most")])
 def test_missing_values_do_not_pass_in_silence(num_missing, share):
-    """Of 4000 rows; 20 in a minibatch: 4 % of the minibatches are not finite, or 40 %."""
+    """Of 4000 rows: one minibatch in nine is not finite, or nine in ten are not."""
     X, y = (np.array(leaf) for leaf in PROBLEM.data)
     y[:: len(y) // num_missing] = np.nan
     data = {"minibatches": (X, y), "batch_size": 60 if share == "few" else 120}

@@ -27,13 +27,13 @@ class Placement:
     def __init__(self, mesh: Mesh | None, num_chains: int):
         self.num_chains = num_chains
         self.mesh = mesh
-        (self.device,) = jnp.zeros(()).devices()
         if mesh is None:
             if jax.process_count() > 1:
                 raise ValueError(
                     f"jax.distributed runs {jax.process_count()} processes: pass a mesh over "
                     "their devices, jax.make_mesh((jax.device_count(),), ('chains',))."
                 )
+            (self.device,) = jnp.zeros(()).devices()
             return
         if len(mesh.axis_names) > 2:
             raise ValueError(

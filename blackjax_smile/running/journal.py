@@ -239,16 +239,16 @@ class Journal:
         if not isinstance(draws, DrawStore):
             return
         name = run_id(self.description)
-        if draws.run_id == name and draws.num_draws and resume.adapted is None:
+        if resume.num_draws:
+            if draws.num_draws > resume.num_draws:
+                draws.truncate(resume.num_draws)
+        elif (found := draws.run_id) == name and draws.num_draws and resume.adapted is None:
             raise UserInputError(
                 f"{draws.path} holds draws of this run, but its checkpoints in {self.folder} are "
                 "gone, so it can neither be returned nor go on. Read it with xarray or ArviZ; to "
                 "sample again, choose a new path, or remove it."
             )
-        if resume.num_draws:
-            if draws.num_draws > resume.num_draws:
-                draws.truncate(resume.num_draws)
-        elif draws.run_id in (None, name):
+        elif found in (None, name):
             draws.create(name, dims, coords)
         else:
             raise UserInputError(

@@ -20,12 +20,12 @@ from blackjax_smile.minibatch import (
     data_size,
     minibatch_sampler,
 )
-from blackjax_smile.running.fingerprint import digest
+from blackjax_smile.running.fingerprint import MAX_ELEMENTS, digest
 
 __all__ = ["HostSource", "RowSampler", "Stream", "open_source"]
 
-#: Elements and rows of an array that are read to tell data sets apart.
-MAX_DIGESTED, MAX_DIGESTED_ROWS = 2**20, 1024
+#: Rows of an array that are read to tell data sets apart.
+MAX_DIGESTED_ROWS = 1024
 
 
 class HostSource(Protocol):
@@ -79,7 +79,7 @@ class RowSampler:
     def _some_rows(self, leaf: Any) -> np.ndarray:
         """Return rows from all over, to tell data sets apart; the file need not be read for it."""
         row_size = max(math.prod(leaf.shape[1:]), 1)
-        count = min(max(MAX_DIGESTED // row_size, 2), MAX_DIGESTED_ROWS, self.size)
+        count = min(max(MAX_ELEMENTS // row_size, 2), MAX_DIGESTED_ROWS, self.size)
         return np.asarray(leaf[np.linspace(0, self.size - 1, count).astype(int)])
 
     @property
