@@ -6,7 +6,7 @@ from blackjax.types import Array
 
 from blackjax_smile import _tree
 from blackjax_smile._jitted import jitted
-from blackjax_smile.minibatch_gradient import split_minibatch
+from blackjax_smile.minibatch_gradient import check_arguments, split_minibatch
 
 __all__ = ["NOT_AVERAGING", "check_averages"]
 
@@ -22,6 +22,7 @@ def check_averages(logdensity_fn, position, minibatch) -> Array:
     On half a minibatch a sum would see half of the data. Traced values cannot be looked at:
     what they say is returned alone.
     """
+    check_arguments(logdensity_fn, has_minibatch=True)
     whole, mean = jitted(_whole_and_mean, logdensity_fn)(position, minibatch)
     # Below ten nats it may be round-off, of a difference of large numbers.
     averages = jnp.abs(whole - mean) <= jnp.maximum(0.25 * jnp.abs(whole), 10.0)

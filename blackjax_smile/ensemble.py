@@ -16,6 +16,7 @@ from blackjax_smile._chains import check_positions
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
 from blackjax_smile.adaptation.setup import check_algorithm
+from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
 from blackjax_smile.minibatch import with_minibatches
 
 __all__ = ["REASONS", "EnsembleAdaptation", "adapt_ensemble", "drop_failed", "sample_ensemble"]
@@ -93,7 +94,8 @@ def adapt_ensemble(
     Raises
     ------
     ValueError
-        As ``warmup.run``, and if the starts have no common leading axis.
+        As ``warmup.run``; if the starts have no common leading axis; for a warmup of a
+        full-batch log-density.
 
     Examples
     --------
@@ -111,11 +113,21 @@ def adapt_ensemble(
     >>> adapted.describe_failures()
     ['chain 1: the log-density or its gradient was not finite at the initial position']
     """
+    if not hasattr(warmup, "run"):
+        raise ValueError(
+            f"warmup must be what smile_adaptation(...) returns, got {type(warmup).__name__}."
+        )
     positions, num_chains = check_positions(positions)
     keys = jax.random.split(rng_key, num_chains)
 
     def run(key, position):
-        return warmup.run(key, position, num_steps=num_steps)
+        results, info = warmup.run(key, position, num_steps=num_steps)
+        if not isinstance(info, SmileAdaptationInfo):
+            raise ValueError(
+                "adapt_ensemble needs a warmup on minibatches: smile_adaptation(smile, "
+                "logdensity_fn, minibatch_fn). Run one of a full-batch log-density chain by chain."
+            )
+        return results, info
 
     (state, parameters), info = jax.vmap(run, axis_name=CHAIN_AXIS)(keys, positions)
     if not _tree.is_traced(info.averages) and not info.averages.any():

@@ -24,6 +24,7 @@ __all__ = [
     "Isotropy",
     "SplitGradient",
     "anisotropy",
+    "check_arguments",
     "checked_scalar",
     "init_isotropy",
     "split_minibatch",
@@ -65,10 +66,29 @@ def takes_minibatch(logdensity_fn: Callable) -> bool:
     return len(required) > 1
 
 
+def check_arguments(logdensity_fn: Callable, has_minibatch: bool) -> None:
+    """Raise unless a log-density takes a position and, if there is one, a minibatch."""
+    try:
+        signature = inspect.signature(logdensity_fn)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    arguments, remedy = ["position"], "For one on minibatches, pass these as well"
+    if has_minibatch:
+        arguments, remedy = ["position", "minibatch"], "A full-batch one takes no minibatches"
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"logdensity_fn is called as logdensity_fn({', '.join(arguments)}) here, but its "
+            f"arguments are {signature}. {remedy}."
+        ) from error
+
+
 def checked_scalar(logdensity_fn: Callable) -> Callable:
-    """Return a log-density that raises ValueError where its value is not a scalar."""
+    """Return a log-density that raises ValueError for wrong arguments or a value not a scalar."""
 
     def scalar_logdensity(position, *minibatch):
+        check_arguments(logdensity_fn, bool(minibatch))
         logdensity = jnp.asarray(logdensity_fn(position, *minibatch))
         if logdensity.shape != ():
             raise ValueError(

@@ -11,6 +11,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile._jitted import jitted
+from blackjax_smile.minibatch_gradient import check_arguments
 
 __all__ = ["TrainedEnsemble", "train_ensemble"]
 
@@ -132,7 +133,8 @@ def train_ensemble(
     Raises
     ------
     ValueError
-        If a number is not positive, or a start has a leaf that is not floating.
+        If a number is not positive, a function is none, or a start has a leaf that is not
+        floating.
 
     Examples
     --------
@@ -164,6 +166,16 @@ def train_ensemble(
     for name, number in numbers.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")
+    if not callable(init_fn):
+        raise ValueError(f"init_fn must be a function of a key, got {type(init_fn).__name__}.")
+    if not callable(minibatch_fn):
+        raise ValueError(
+            f"minibatch_fn must be a function of a key, got {type(minibatch_fn).__name__}. "
+            "blackjax_smile.minibatch_sampler(data, batch_size) makes one."
+        )
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"optimizer must be an optax one, like optax.adam(0.01), got {optimizer}.")
+    check_arguments(logdensity_fn, has_minibatch=True)
     setting = _Setting(
         init_fn,
         logdensity_fn,

@@ -179,3 +179,8 @@ def test_errors():
         blackjax_smile.smile_adaptation(blackjax_smile.smile, LOGDENSITY_FN, [], pooled=True)
     with pytest.raises(ValueError, match="Every leaf of positions needs one leading axis"):
         adapt_ensemble(jax.random.key(0), warmup(), {"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))})
+    with pytest.raises(ValueError, match="warmup must be what smile_adaptation"):
+        adapt_ensemble(jax.random.key(0), blackjax_smile.smile, starts(2))
+    full_batch = blackjax_smile.smile_adaptation(blackjax_smile.smile, lambda x: -0.5 * x @ x)
+    with pytest.raises(ValueError, match="needs a warmup on minibatches"):
+        adapt_ensemble(jax.random.key(0), full_batch, starts(2), num_steps=100)

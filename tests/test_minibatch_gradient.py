@@ -88,6 +88,13 @@ def test_takes_minibatch():
     assert takes_minibatch(jax.jit(lambda position, minibatch: 0.0))
 
 
+def test_a_logdensity_of_other_arguments_is_an_error():
+    with pytest.raises(ValueError, match=r"called as logdensity_fn\(position, minibatch\) here"):
+        value_and_grad(lambda x: -x @ x, jnp.zeros((4, 2)))(jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"but its arguments are \(x, batch\)"):
+        value_and_grad(lambda x, batch: -x @ x)(jnp.zeros(2))
+
+
 @pytest.mark.parametrize("num_draws", [1, 3])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 @pytest.mark.parametrize("spread", [1.0, 4.0, 25.0])

@@ -27,7 +27,7 @@ LAYERS = {
     "sgmcmc": {"_tree", "_batching", "gamma", "minibatch_gradient", "preconditioners"},
     "minibatch": {"_tree"},
     "_streaming": {"_tree", "_jitted", "minibatch"},
-    "warm_start": {"_tree", "_jitted"},
+    "warm_start": {"_tree", "_jitted", "minibatch_gradient"},
     "prediction": {"_tree", "_streaming", "minibatch"},
     "evaluation": {"_tree", "prediction"},
     "function_space": {"_streaming"},

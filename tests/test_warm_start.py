@@ -20,7 +20,7 @@ def train(optimizer, num_members=3, **options):
         jax.random.key(0),
         options.pop("init_fn"),
         options.pop("logdensity_fn", MODEL.logdensity_fn),
-        MODEL.minibatch_fn(50),
+        options.pop("minibatch_fn", MODEL.minibatch_fn(50)),
         optimizer,
         data_size=MODEL.data_size,
         num_members=num_members,
@@ -174,6 +174,20 @@ def test_starts_for_chains():
 def test_bad_numbers(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         train(optax.sgd(0.1), **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"init_fn": jnp.zeros(4)}, "init_fn must be a function of a key, got ArrayImpl"),
+        ({"minibatch_fn": jnp.zeros((1000, 4))}, "minibatch_fn must be a function"),
+        ({"optimizer": "adam"}, "optimizer must be an optax one, like .*, got adam"),
+        ({"logdensity_fn": lambda x: -x @ x}, r"called as logdensity_fn\(position, minibatch\)"),
+    ],
+)
+def test_arguments_of_another_kind(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        train(**{"optimizer": optax.sgd(0.1), **wrong})
 
 
 def test_integer_starts_are_refused():

@@ -21,6 +21,7 @@ from blackjax_smile.adaptation.schedule import Schedule, build_schedule
 from blackjax_smile.adaptation.setup import build_adaptation, check_algorithm, check_options
 from blackjax_smile.adaptation.state import WindowInfo
 from blackjax_smile.minibatch import check_no_data_set
+from blackjax_smile.minibatch_gradient import checked_scalar
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.sgmcmc import smile
 
@@ -206,7 +207,7 @@ def smile_adaptation(
         schedule = build_schedule(num_steps)
         check_axis(axis)
         if minibatch_fn is None:
-            return _adapt_full_batch(rng_key, position, logdensity_fn, num_steps)
+            return _adapt_full_batch(rng_key, position, checked_scalar(logdensity_fn), num_steps)
         # What is wrong with the position is said before the model is called with it.
         jax.eval_shape(lambda: algorithm.init(position, logdensity_fn, rng_key))
         if callable(minibatch_fn):
