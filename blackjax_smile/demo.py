@@ -14,6 +14,7 @@ from blackjax.types import Array
 
 import blackjax_smile
 from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
+from blackjax_smile.command_options import check_options
 from blackjax_smile.errors import UserInputError
 
 __all__ = [
@@ -145,8 +146,7 @@ def fit_smile(
     )
     store = None if folder is None else folder / "draws.zarr"
     if store is not None and not resume:
-        for path in (store, pathlib.Path(f"{store}.checkpoint")):
-            shutil.rmtree(path, ignore_errors=True)
+        _remove_earlier_run(store)
 
     start_key, run_key = jax.random.split(jax.random.key(options.seed))
     # Far wider than the posterior: that the chains meet is for R-hat to say.
@@ -170,6 +170,18 @@ def fit_smile(
     )
     draws = jax.tree.map(jnp.asarray, run.positions)
     return Fit(draws, run, time.perf_counter() - start_time)
+
+
+def _remove_earlier_run(store: pathlib.Path) -> None:
+    """Remove what an earlier demo left; raise if something else is in its place."""
+    parameters = ("weights", "bias")
+    is_ours = all((store / "posterior" / name).is_dir() for name in parameters)
+    if store.exists() and not is_ours:
+        raise UserInputError(
+            f"{str(store)!r} is in the way, and no draws of the demo. Choose another --output."
+        )
+    for path in (store, pathlib.Path(f"{store}.checkpoint")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def predict(fit: Fit, x: Array) -> Array:
@@ -284,8 +296,7 @@ def _plot(draws: Array, of_label: Array, labels: Array, at_mode: Array, path: pa
 def run(options: Options, output: pathlib.Path, resume: bool = False) -> None:
     """Fit, print the results, write draws and a figure."""
     check_installed(PACKAGES, "The demo")
-    if options.batch_size < 2 or options.batch_size % 2:
-        raise UserInputError(f"--batch-size must be even; got {options.batch_size}.")
+    check_options(options)
     data = load_digits(options)
     mode = find_mode(data)
     print(

@@ -1,7 +1,5 @@
 """A user's table made ready for a network: checked, encoded, split, standardised."""
 
-import pathlib
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +9,7 @@ from blackjax.types import Array
 
 from blackjax_smile.errors import UserInputError
 
-__all__ = ["TASKS", "Table", "guess_task", "prepare_table", "read_table"]
+__all__ = ["TASKS", "Table", "guess_task", "prepare_table"]
 
 TASKS = ("regression", "classification")
 
@@ -45,12 +43,9 @@ class Table(NamedTuple):
         Of the training rows, one for each feature: what x was standardised with.
     target_mean, target_deviation
         Of the training rows, in the target's units.
-    test_rows
-        Numbers of the test rows in the table, from 0.
-
-    Notes
-    -----
-        What was done that the user may want to know, a line each.
+    test_rows, notes
+        Numbers of the test rows in the table, from 0; and what was done that the user may
+        want to know, a line each.
     """
 
     train: tuple[Array, Array]
@@ -65,29 +60,6 @@ class Table(NamedTuple):
     target_deviation: float
     test_rows: np.ndarray
     notes: tuple[str, ...]
-
-
-def read_table(path: pathlib.Path) -> Any:
-    """Return a CSV file as a data frame.
-
-    Raises
-    ------
-    UserInputError
-        If there is no such file, or it is no table.
-    """
-    import pandas
-
-    if not path.is_file():
-        raise UserInputError(f"There is no file {str(path)!r}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frame = pandas.read_csv(path, skipinitialspace=True)
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserInputError(
-            f"{str(path)!r} cannot be read as comma-separated values with a header: {error}"
-        ) from None
-    return frame
 
 
 def guess_task(target: Any) -> str:
@@ -137,13 +109,14 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
     splits = _split(y, task, seed)
     encoded, encoding_notes = _encode_features(features, splits[0])
     names, X = tuple(encoded), np.stack(list(encoded.values()), axis=1)
-    mean, deviation = X[splits[0]].mean(0), X[splits[0]].std(0)
+    mean, deviation = _moments(X[splits[0]], names)
     X = ((X - mean) / deviation).astype(np.float32)
     target_mean, target_deviation = 0.0, 1.0
     if task == "regression":
-        target_mean, target_deviation = float(y[splits[0]].mean()), float(y[splits[0]].std())
-        if not target_deviation > 0:
+        if np.ptp(y[splits[0]]) == 0:
             raise UserInputError(f"The target {target!r} is constant in the training rows.")
+        moments = _moments(y[splits[0]][:, None], (target,))
+        target_mean, target_deviation = (float(moment[0]) for moment in moments)
         y = ((y - target_mean) / target_deviation).astype(np.float32)
     train, validation, test = ((jnp.asarray(X[rows]), jnp.asarray(y[rows])) for rows in splits)
     return Table(
@@ -160,6 +133,20 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
         test_rows=splits[2],
         notes=(*notes, *encoding_notes),
     )
+
+
+def _moments(columns: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and deviations of columns that are not constant."""
+    with np.errstate(all="ignore"):
+        mean, deviation = columns.mean(0), columns.std(0)
+    unusable = ~(np.isfinite(mean) & np.isfinite(deviation) & (deviation > 0))
+    if unusable.any():
+        listed = _listed([names[i] for i in np.flatnonzero(unusable)])
+        raise UserInputError(
+            f"The values of {listed} are too large or too small for their squares to be computed. "
+            "Rescale them, or take logarithms."
+        )
+    return mean, deviation
 
 
 def _check(frame: Any, target: str) -> None:
@@ -201,7 +188,7 @@ def _encode_target(target: Any, task: str) -> tuple[np.ndarray, tuple]:
     numbers, classes = pandas.factorize(target, sort=True)
     counts = np.bincount(numbers)
     if len(classes) < 2:
-        raise UserInputError(f"The target {target.name!r} has one value only, {classes[0]!r}.")
+        raise UserInputError(f"The target {target.name!r} has one value only, {str(classes[0])!r}.")
     if counts.min() < 5:
         rare = [f"{classes[i]} ({counts[i]})" for i in np.flatnonzero(counts < 5)]
         raise UserInputError(
@@ -220,6 +207,8 @@ def _split(y: np.ndarray, task: str, seed: int) -> list[np.ndarray]:
     parts: list[list[np.ndarray]] = [[], [], []]
     for group in groups:
         edges = np.cumsum([max(1, round(share * len(group))) for share in SHARES])
+        # The smallest class leaves a row for the test, too.
+        edges -= max(0, edges[-1] + 1 - len(group))
         for part, rows in zip(parts, np.split(rng.permutation(group), edges), strict=True):
             part.append(rows)
     return [np.sort(np.concatenate(part)) for part in parts]
@@ -231,6 +220,10 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
 
     columns: dict[str, np.ndarray] = {}
     constant, notes = [], []
+    if counts := [name for name in frame.columns if _counts_the_rows(name, frame[name])]:
+        # In a table sorted by the target it would give that away.
+        frame = frame.drop(columns=counts)
+        notes.append(f"left out, counts the rows: {_listed(counts)}")
     for name in frame.columns:
         column = frame[name]
         if pandas.api.types.is_numeric_dtype(column):
@@ -244,7 +237,13 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
                 "Drop or clean it."
             )
         for value in sorted(values, key=str):
-            columns[f"{name}={value}"] = (column == value).to_numpy(np.float64)
+            encoded = f"{name}={value}"
+            if encoded in columns or encoded in frame.columns:
+                raise UserInputError(
+                    f"Category {value!r} of column {str(name)!r} needs a column {encoded!r}, and "
+                    "there is one already. Rename it, or make the values of one kind (all text)."
+                )
+            columns[encoded] = (column == value).to_numpy(np.float64)
         unseen = int((~column.isin(values)).sum())
         if unseen:
             notes.append(f"{name!r}: {unseen} rows have a category that no training row has")
@@ -257,6 +256,12 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
     if not columns:
         raise UserInputError("Every column besides the target is constant in the training rows.")
     return columns, notes
+
+
+def _counts_the_rows(name: Any, column: Any) -> bool:
+    """Return whether it is the index that another program has saved with the table."""
+    is_unnamed = str(name).startswith("Unnamed: ")
+    return is_unnamed and any(np.array_equal(column, np.arange(len(column)) + i) for i in (0, 1))
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

@@ -4,32 +4,13 @@ import pathlib
 
 from blackjax_smile import tabular, tabular_fit, tabular_report
 from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
-from blackjax_smile.adaptation.setup import PRECONDITIONERS
-from blackjax_smile.errors import UserInputError
+from blackjax_smile.command_options import check_options
+from blackjax_smile.tabular_file import read_table
 
-__all__ = ["check_options", "run"]
+__all__ = ["run"]
 
 #: Modules that a table needs beside the core's, and the packages they come in.
 PACKAGES = {"pandas": "pandas", **COMMAND_PACKAGES}
-
-
-def check_options(options: tabular_fit.TabularOptions) -> None:
-    """Raise for settings with which nothing can be fitted."""
-    smallest = {
-        "num_chains": 1, "num_warmup": 100, "num_samples": 8,
-        "thinning": 1, "batch_size": 2, "hidden_units": 1,
-    }  # fmt: skip
-    for name, least in smallest.items():
-        if getattr(options, name) < least:
-            flag = "--" + name.replace("_", "-")
-            raise UserInputError(f"{flag} must be at least {least}, got {getattr(options, name)}.")
-    if options.preconditioner not in PRECONDITIONERS:
-        raise UserInputError(
-            f"--preconditioner must be one of {', '.join(PRECONDITIONERS)}, got "
-            f"{options.preconditioner!r}."
-        )
-    if options.batch_size % 2:
-        raise UserInputError(f"--batch-size must be even; got {options.batch_size}.")
 
 
 def run(
@@ -42,7 +23,8 @@ def run(
     """Fit the ensemble, print the table of results, write draws and a figure."""
     check_installed(PACKAGES, "A table")
     check_options(options)
-    table = tabular.prepare_table(tabular.read_table(data), target, task, options.seed)
+    table = tabular.prepare_table(read_table(data), target, task, options.seed)
+    output.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before the fit
     for note in table.notes:
         say(note)
     network = tabular_fit.build_network(table, options)

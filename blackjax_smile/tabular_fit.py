@@ -14,6 +14,7 @@ from blackjax.types import ArrayTree
 
 import blackjax_smile
 from blackjax_smile import bnn
+from blackjax_smile.errors import UserInputError
 from blackjax_smile.tabular import Table
 
 __all__ = ["TabularFit", "TabularOptions", "build_network", "fit_table"]
@@ -90,7 +91,9 @@ def fit_table(
         f"({seconds['training']:.0f} s)"
     )
     if not finite.any():
-        raise FloatingPointError("The training of all members diverged.")
+        raise UserInputError(
+            "The training of all networks diverged. Look for values far from all others."
+        )
     starts = jax.tree.map(lambda x: x[finite], members.positions)
 
     logdensity_fn = blackjax.sgmcmc.gradients.logdensity_estimator(

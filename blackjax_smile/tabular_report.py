@@ -100,15 +100,17 @@ def save(
     table: Table, network: bnn.Network, fit: TabularFit, folder: pathlib.Path, seed: int
 ) -> list[pathlib.Path]:
     """Write draws as NetCDF, predictions of the test rows and a figure; return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
     rows = table.test
-    draws = prediction.posterior_predictive(
-        jax.random.key(seed), network.sample, fit.positions, rows
+    draws = np.asarray(
+        prediction.posterior_predictive(jax.random.key(seed), network.sample, fit.positions, rows)
     )
     observed = np.asarray(rows[1])
     if network.cdf is not None:
-        draws = table.target_mean + table.target_deviation * draws
-        observed = table.target_mean + table.target_deviation * observed
+        draws, observed = in_units(table, draws), in_units(table, observed)
+    netcdf, figure = folder / "posterior.nc", folder / "figure.png"
+    predictions = folder / "predictions.csv"
+    _predictions(table, network, fit, draws, observed).to_csv(predictions, index=False)
+    _plot(table, network, fit, draws, observed, figure)
     pointwise = prediction.log_likelihood(network.loglikelihood, fit.positions, rows)
     idata = to_arviz(
         fit.positions,
@@ -129,12 +131,18 @@ def save(
             "test_rows": table.test_rows.tolist(),
         },
     )
-    netcdf, figure = folder / "posterior.nc", folder / "figure.png"
-    predictions = folder / "predictions.csv"
+    netcdf.unlink(missing_ok=True)  # an earlier run's may still be open
     idata.to_netcdf(str(netcdf))
-    _predictions(table, network, fit, draws, observed).to_csv(predictions, index=False)
-    _plot(table, network, fit, draws, observed, figure)
     return [netcdf, predictions, figure]
+
+
+def in_units(table: Table, values: Any) -> np.ndarray:
+    """Return standardised values of the target in its own units.
+
+    In double precision: a mean of many deviations (a year, a time stamp) leaves a float32 no
+    digits for the rest.
+    """
+    return table.target_mean + table.target_deviation * np.asarray(values, np.float64)
 
 
 def _predictions(
@@ -151,7 +159,10 @@ def _predictions(
         columns = {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
         return frame.assign(**columns)
     low, middle, high = _interval(draws)
-    return frame.assign(predicted=middle, **{"5 %": low, "95 %": high})
+    mean = prediction.predictive_mean(network.predict, fit.positions, table.test)
+    return frame.assign(
+        predicted=middle, **{"mean": in_units(table, mean), "5 %": low, "95 %": high}
+    )
 
 
 def _interval(draws: np.ndarray) -> np.ndarray:

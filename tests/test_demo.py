@@ -44,9 +44,30 @@ def test_demo_prints_a_table_and_writes_files(tmp_path, capsys):
     assert "is of another run" in capsys.readouterr().err
 
 
-def test_bad_settings_are_an_error_and_no_traceback(tmp_path, capsys):
-    assert main([*SMALL, "--batch-size", "33", "--output", str(tmp_path)]) == 2
-    assert "must be even; got 33" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--batch-size", 33, "must be even; got 33"),
+        ("--num-chains", 0, "at least 1, got 0"),
+        ("--num-warmup", 1, "at least 100, got 1"),
+        ("--num-samples", 0, "at least 8, got 0"),
+        ("--num-components", 100, "at most 64, got 100"),
+        ("--preconditioner", "foo", "must be one of"),
+        ("--seed", -1, "at least 0, got -1"),
+    ],
+)
+def test_bad_settings_are_an_error_and_no_traceback(flag, value, message, tmp_path, capsys):
+    assert main([*SMALL, "--output", str(tmp_path), flag, str(value)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_not_the_demos_is_not_removed(tmp_path, capsys):
+    thesis = tmp_path / "draws.zarr" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("chapter 1")
+    assert main([*SMALL, "--output", str(tmp_path)]) == 2
+    assert "is in the way" in capsys.readouterr().err
+    assert thesis.read_text() == "chapter 1"
 
 
 def test_help(capsys):

@@ -48,6 +48,8 @@ LAYERS = {
     "errors": set(),
     "bnn": set(),
     "tabular": {"errors"},
+    "tabular_file": {"errors"},
+    "command_options": {"adaptation", "errors"},
     "noise_diagnostics": {"_tree", "minibatch_gradient", "preconditioners"},
     "plots": {"_extras", "gamma", "noise_diagnostics", "evaluation"},
     "arviz_export": {"_tree", "minibatch", "__version__"},

@@ -9,6 +9,8 @@ from blackjax_smile.__main__ import main
 from blackjax_smile.arviz_export import import_arviz
 from blackjax_smile.errors import UserInputError
 from blackjax_smile.tabular import guess_task, prepare_table
+from blackjax_smile.tabular_file import read_table
+from blackjax_smile.tabular_report import in_units
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -106,6 +108,92 @@ def test_bad_tables_are_refused_with_the_column_and_what_to_do():
     assert "is constant" in refused(frame[["price"]].assign(flat=1.0))
 
 
+def test_values_that_cannot_be_standardised_are_refused():
+    frame = make_frame()
+    for scale in (1e-200, 1e200):
+        assert "of size are too" in refused(frame.assign(size=scale * frame["size"]))
+        assert "of price are too" in refused(frame.assign(price=scale * frame["price"]))
+    # The deviation of rounded values is not zero, though they are the same.
+    assert "constant" in refused(frame.assign(price=0.1), task="regression")
+
+
+def test_a_category_that_another_column_is_named_after():
+    assert "'kind=a', and there is one already" in refused(make_frame().assign(**{"kind=a": 1.5}))
+    codes = np.where(np.arange(300) % 2, "10", "x").astype(object)
+    codes[:100] = 10
+    assert "'code=10'" in refused(make_frame().assign(code=codes))
+
+
+@pytest.mark.parametrize("size", [5, 6, 7, 10])
+def test_the_smallest_classes_are_in_every_part(size):
+    frame = pandas.DataFrame({"x": np.arange(12.0 * size), "y": np.repeat([*"abcdefghijkl"], size)})
+    table = prepare_table(frame, "y")
+    for part in (table.train, table.validation, table.test):
+        assert len(np.unique(part[1])) == 12
+
+
+def test_the_index_of_another_program_is_no_feature():
+    frame = make_frame()
+    for first in (0, 1):
+        table = prepare_table(frame.assign(**{"Unnamed: 0": np.arange(300) + first}), "price")
+        assert "Unnamed: 0" not in table.features
+        assert any("counts the rows: Unnamed: 0" in note for note in table.notes)
+
+
+def write(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_a_column_is_read_as_one_kind(tmp_path):
+    """Read in pieces, the numbers before the word would be others than those after it."""
+    rows = 300_000
+    text = "code,y\n" + "".join(f"{10 * (i % 3 + 1)},{i}\n" for i in range(rows)) + "A,1\n"
+    frame = read_table(write(tmp_path / "table.csv", text))
+    assert set(frame["code"].unique()) == {"10", "20", "30", "A"}
+
+
+@pytest.mark.parametrize("rows", ["a,b\n1,2,\n3,4,\n", "a,b,\n1,2,\n3,4,\n", " a , b\n1,2\n3,4\n"])
+def test_commas_at_the_end_and_spaces_in_the_header(rows, tmp_path):
+    frame = read_table(write(tmp_path / "table.csv", rows))
+    assert frame.to_dict("list") == {"a": [1, 3], "b": [2, 4]}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "encoding", "message"),
+    [
+        ("table.csv", "a;b\n1;2\n", "utf-8", "separated by semicolons. Save it"),
+        ("table.csv", "a\tb\n1\t2\n", "utf-8", "separated by tabs. Save it"),
+        ("table.csv", "größe,b\n1,2\n", "latin-1", "Save it as UTF-8"),
+        ("table.csv", "", "utf-8", "cannot be read as comma-separated"),
+        ("table.csv.gz", "no gzip", "utf-8", "cannot be read as comma-separated"),
+        ("table.zip", "no zip", "utf-8", "cannot be read as comma-separated"),
+        ("table.csv.xz", "no xz", "utf-8", "cannot be read as comma-separated"),
+    ],
+)
+def test_files_that_are_no_table(name, text, encoding, message, tmp_path):
+    with pytest.raises(UserInputError, match=message):
+        read_table(write(tmp_path / name, text, encoding))
+
+
+def test_large_targets_keep_their_digits():
+    """Time stamps: their deviation is far below the spacing of float32 numbers of their size."""
+    frame = make_frame()
+    frame["price"] += 1.7e9
+    table = prepare_table(frame, "price")
+    expected = frame["price"].to_numpy()[table.test_rows]
+    np.testing.assert_allclose(in_units(table, table.test[1]), expected, rtol=0, atol=1e-4)
+
+
+def test_the_output_folder_is_looked_at_before_the_fit(tmp_path, capsys):
+    make_frame().to_csv(tmp_path / "table.csv", index=False)
+    arguments = ["--data", str(tmp_path / "table.csv"), "--target", "price"]
+    assert main([*arguments, "--output", str(write(tmp_path / "afile", ""))]) == 2
+    captured = capsys.readouterr()
+    assert "exists" in captured.err
+    assert "trained" not in captured.out
+
+
 def test_constant_columns_are_left_out_and_new_categories_told():
     frame = make_frame().assign(flat=3.0)
     table = prepare_table(frame, "price")
@@ -160,6 +248,8 @@ def test_command(task, tmp_path, capsys):
         inside = predictions["observed"].between(predictions["5 %"], predictions["95 %"])
         # Quantiles of 80 draws, on 60 rows: the one is not the other exactly.
         assert abs(inside.mean() - calibration) < 0.15
+        errors = predictions["observed"] - predictions["mean"]
+        np.testing.assert_allclose(np.sqrt(np.mean(errors**2)), error, rtol=1e-3)
     else:
         assert predictions["observed"].tolist() == frame["price"].iloc[rows].tolist()
         right = predictions["observed"] == predictions["predicted"]
@@ -179,6 +269,7 @@ def test_command(task, tmp_path, capsys):
         (["--data", "x.csv", "--target", "y", "--batch-size", "33"], "must be even; got 33"),
         (["--data", "x.csv", "--target", "y", "--num-samples", "3"], "at least 8, got 3"),
         (["--data", "x.csv", "--target", "y", "--preconditioner", "none"], "must be one of"),
+        (["--data", "x.csv", "--target", "y", "--seed", "-1"], "at least 0, got -1"),
     ],
 )
 def test_bad_arguments_exit_with_2(arguments, message, capsys):

@@ -1,0 +1,59 @@
+"""Reading a user's comma-separated table, and saying what is wrong with one that is not."""
+
+import pathlib
+import warnings
+from typing import Any
+
+from blackjax_smile.errors import UserInputError
+
+__all__ = ["read_table"]
+
+#: What other programs separate columns by.
+OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+
+def read_table(path: pathlib.Path) -> Any:
+    """Return a CSV file, compressed or not, as a data frame.
+
+    Raises
+    ------
+    UserInputError
+        If there is no such file, or it is no table.
+    """
+    if not path.is_file():
+        raise UserInputError(f"There is no file {str(path)!r}.")
+    try:
+        frame = _read(path)
+    # Each compression has errors of its own, and packages that may be missing.
+    except Exception as error:
+        encoding = " Save it as UTF-8." if isinstance(error, UnicodeDecodeError) else ""
+        raise UserInputError(
+            f"{str(path)!r} cannot be read as comma-separated values with a header: {error}."
+            f"{encoding}"
+        ) from error
+    frame = frame.rename(columns=lambda name: str(name).strip())
+    if len(frame.columns) == 1:
+        header = frame.columns[0]
+        for separator, name in OTHER_SEPARATORS.items():
+            if separator in header:
+                raise UserInputError(
+                    f"{str(path)!r} has one column, {header!r}: it seems to be separated by "
+                    f"{name}. Save it separated by commas, with decimal points."
+                )
+    return frame
+
+
+def _read(path: pathlib.Path) -> Any:
+    import pandas
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Read in pieces (low_memory), a column of numbers and words would hold a code twice, as
+        # a number and as a word.
+        frame = pandas.read_csv(path, skipinitialspace=True, low_memory=False)
+        if frame.iloc[:, -1].isna().all():
+            # Rows that end with a comma have one value more than the header: it is no index.
+            frame = pandas.read_csv(path, skipinitialspace=True, low_memory=False, index_col=False)
+    # A comma at the end of the header and of every row.
+    empty = frame.columns.str.startswith("Unnamed: ") & frame.isna().all().to_numpy()
+    return frame.loc[:, ~empty]
