@@ -141,7 +141,7 @@ def _moments(columns: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
         mean, deviation = columns.mean(0), columns.std(0)
     unusable = ~(np.isfinite(mean) & np.isfinite(deviation) & (deviation > 0))
     if unusable.any():
-        listed = _listed([names[i] for i in np.flatnonzero(unusable)])
+        listed = _listed([names[i] for i in np.flatnonzero(unusable).tolist()])
         raise UserInputError(
             f"The values of {listed} are too large or too small for their squares to be computed. "
             "Rescale them, or take logarithms."

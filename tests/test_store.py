@@ -153,3 +153,63 @@ def test_what_to_install_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ModuleNotFoundError, match=r"checkpoint= needs orbax"):
         sample(tmp_path / "run.zarr")
+
+
+@pytest.mark.parametrize("chunk", [0, 6])
+def test_missing_files_are_no_zeros(chunk, tmp_path, in_memory):
+    """Zarr reads the fill value where a file is gone: early ones are named, late ones resampled."""
+    store = tmp_path / "run.zarr"
+    sample(store)
+    file = store / "posterior" / "x" / "c" / "1" / str(chunk) / "0"
+    content = file.read_bytes()
+    file.unlink()
+    if chunk == 6:
+        assert_identical(sample(store), in_memory)
+        assert file.read_bytes() == content
+        return
+    with pytest.raises(ValueError, match=r"1 files of draws are missing in .* Restore them"):
+        sample(store)
+    file.write_bytes(content)
+    assert_identical(sample(store), in_memory)
+
+
+def test_draws_that_are_all_zero_are_written(tmp_path):
+    """No file would be one that is missing."""
+    zeros = sample(tmp_path / "run.zarr", collect=lambda x: {"zero": 0 * x})
+    again = sample(tmp_path / "run.zarr", collect=lambda x: {"zero": 0 * x})
+    assert np.all(again.draws["zero"][...] == 0)
+    assert_identical(again, zeros)
+
+
+def test_one_writer_at_a_time(tmp_path, in_memory):
+    """A second start of the same command, while the first samples, changes nothing."""
+    store, refused = tmp_path / "run.zarr", []
+
+    def start_again(i):
+        if i == 1000:
+            with pytest.raises(ValueError, match="is being written by another process"):
+                sample(store)
+            refused.append(i)
+
+    assert_identical(sample(store, host_minibatches(watch=start_again)), in_memory)
+    assert refused == [1000]
+
+
+def test_paths_are_taken_at_their_word(tmp_path, in_memory, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = sample("~/run.zarr/")
+    assert (tmp_path / "run.zarr" / "zarr.json").exists()
+    assert (tmp_path / "run.zarr.checkpoint").exists()
+    monkeypatch.chdir("/")
+    assert_identical(result, in_memory)
+    assert result.to_arviz().posterior["x"].shape == (2, 100, 5)
+    (tmp_path / "file").write_text("")
+    for paths, message in [
+        ({"store": "s3://bucket/run.zarr"}, "must be a folder of this machine"),
+        ({"store": tmp_path / "file"}, "'.*file' is a file"),
+        ({"store": tmp_path / "a", "checkpoint": tmp_path / "a"}, "one outside the other"),
+        ({"store": tmp_path / "a", "checkpoint": tmp_path / "a" / "b"}, "one outside the other"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            sample(**paths)

@@ -14,6 +14,7 @@ from blackjax_smile.running.checkpoint import Checkpoints
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import Chains
 from blackjax_smile.running.fingerprint import differences, run_id
+from blackjax_smile.running.lock import RunLock
 from blackjax_smile.running.store import DrawStore, Rows
 from blackjax_smile.running.warming import WarmupState, adapted_parameters
 
@@ -104,7 +105,10 @@ class Journal:
     ):
         self.draws, self.description, self.every = draws, description, every
         self.steps = self.adapted = None
+        self.lock: RunLock | None = None
         if folder is not None:
+            # First of all: opening the checkpoints removes what is half written.
+            self.lock = RunLock(folder) if placement.is_main else None
             self.steps = Checkpoints(folder / "steps", placement)
             self.adapted = Checkpoints(folder / "adapted", placement)
         self.last_save = time.monotonic()
@@ -203,7 +207,7 @@ class Journal:
                     "checkpoint."
                 )
             if record["num_draws"] and isinstance(self.draws, DrawStore):
-                self._check_store(self.draws)
+                self._check_store(self.draws, record["num_draws"])
             try:
                 found = load(step, record)
             except Exception as error:
@@ -224,13 +228,22 @@ class Journal:
     def _check_draws(self, num_draws: int) -> None:
         """Raise if the draws that were written last are not there."""
         if isinstance(self.draws, DrawStore):
-            self.draws.check(max(0, num_draws - CHECKED_CHUNKS * self.draws.chunk_size), num_draws)
+            self.draws.check(self._checked_from(self.draws, num_draws), num_draws)
 
-    def _check_store(self, draws: DrawStore) -> None:
+    def _checked_from(self, draws: DrawStore, num_draws: int) -> int:
+        return max(0, num_draws - CHECKED_CHUNKS * draws.chunk_size)
+
+    def _check_store(self, draws: DrawStore, num_draws: int) -> None:
         if draws.run_id != run_id(self.description):
             raise UserInputError(
                 f"The checkpoint in {self.folder} belongs to draws that are not in {draws.path}. "
                 "Pass the store that the run was started with, or a new path for both."
+            )
+        # Later ones are sampled again.
+        if missing := draws.missing_chunks(0, self._checked_from(draws, num_draws)):
+            raise UserInputError(
+                f"{len(missing)} files of draws are missing in {draws.path}, {missing[0]} for one. "
+                f"Restore them, or remove the store and {self.folder} to sample again."
             )
 
     def prepare_draws(self, resume: Resume, dims: Mapping, coords: Mapping) -> None:
@@ -263,3 +276,5 @@ class Journal:
         for checkpoints in (self.steps, self.adapted):
             if checkpoints is not None:
                 checkpoints.close()
+        if self.lock is not None:
+            self.lock.release()

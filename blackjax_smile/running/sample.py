@@ -1,7 +1,6 @@
 """The driver's public API: a whole run, from positions to draws on disk."""
 
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,7 @@ from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
 from blackjax_smile.running.settings import Settings
 from blackjax_smile.running.sources import open_source
-from blackjax_smile.running.store import DrawStore
+from blackjax_smile.running.store import DrawStore, run_folders
 from blackjax_smile.sgmcmc import smile
 
 __all__ = ["sample"]
@@ -176,8 +175,7 @@ def sample(
         checkpoint_every,
         share_minibatches,
     )
-    if checkpoint is not None and store is None:
-        raise ValueError("A checkpoint needs a store: the draws up to it must be kept somewhere.")
+    store_path, folder = run_folders(store, checkpoint)
     if not jnp.issubdtype(jnp.asarray(rng_key).dtype, jax.dtypes.prng_key):
         rng_key = jax.random.wrap_key_data(rng_key)
     placement = Placement(mesh, num_chains)
@@ -226,10 +224,8 @@ def sample(
             },
         )
         draws: DrawStore | MemoryDraws = MemoryDraws()
-        folder = None
-        if store is not None:
-            draws = DrawStore(pathlib.Path(store), kept.rows, kept.chunk_size(settings), placement)
-            folder = pathlib.Path(checkpoint or f"{os.fspath(store)}.checkpoint")
+        if store_path is not None:
+            draws = DrawStore(store_path, kept.rows, kept.chunk_size(settings), placement)
         journal = Journal(draws, folder, description, checkpoint_every, placement)
         with journal:
             adapted, chains = run(engine, journal, kept, progress_bar)

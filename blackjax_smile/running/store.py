@@ -6,6 +6,7 @@ find all variables of the same length, and every draw in it written.
 """
 
 import contextlib
+import os
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import numpy as np
 from blackjax_smile._extras import require
 from blackjax_smile.running.devices import Placement
 
-__all__ = ["DrawStore", "Rows", "import_zarr"]
+__all__ = ["DrawStore", "Rows", "import_zarr", "run_folders"]
 
 #: Draws of one chain, by group and variable.
 Rows = dict[str, dict[str, np.ndarray]]
@@ -28,6 +29,38 @@ COORDINATE_CHUNK = 2**16
 def import_zarr() -> Any:
     """Import Zarr, or say what to install."""
     return require("zarr", "store=")
+
+
+def _local_folder(name: str, path: str | os.PathLike) -> pathlib.Path:
+    """Return a folder independent of the working directory; raise for what is none."""
+    text = os.fspath(path)
+    if "://" in text:
+        raise ValueError(
+            f"{name} must be a folder of this machine, got {text!r}. Mount that place, or copy the "
+            "folder there after the run."
+        )
+    folder = pathlib.Path(text).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{name} must be a folder, but {text!r} is a file.")
+    return folder
+
+
+def run_folders(
+    store: str | os.PathLike | None, checkpoint: str | os.PathLike | None
+) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+    """Return the folders of draws and checkpoints, by default one next to the other."""
+    if store is None:
+        if checkpoint is None:
+            return None, None
+        raise ValueError("A checkpoint needs a store: the draws up to it must be kept somewhere.")
+    draws = _local_folder("store", store)
+    folder = _local_folder("checkpoint", checkpoint or f"{draws}.checkpoint")
+    if draws == folder or draws in folder.parents or folder in draws.parents:
+        raise ValueError(
+            f"store and checkpoint must be two folders, one outside the other, got {store!r} and "
+            f"{checkpoint!r}."
+        )
+    return draws, folder
 
 
 class DrawStore:
@@ -124,8 +157,13 @@ class DrawStore:
     def append(self, first: int, rows: Rows) -> None:
         """Write this process's chains' draws from ``first`` on, which end the store then."""
         count = len(next(iter(rows["sample_stats"].values()))[0])
-        with self._explained():
+        with self._explained(), self.zarr.config.set({"array.write_empty_chunks": True}):
             if self.placement.is_main:
+                if (found := self.num_draws) < first:
+                    raise RuntimeError(
+                        f"{self.path} holds {found} draws of the {first} that were written: "
+                        "something else has changed it."
+                    )
                 self._resize(first + count)
             self.placement.barrier("store resized")
             group = self._open("r+")
@@ -149,6 +187,8 @@ class DrawStore:
         """Raise a ValueError if some of the draws are missing or damaged."""
         if self.num_draws < stop:
             raise ValueError(f"the store holds {self.num_draws} draws of {stop}")
+        if missing := self.missing_chunks(first, stop):
+            raise ValueError(f"files of draws are missing, {missing[0]} for one")
         group = self._open("r")
         for group_name, variables in self.rows.items():
             for name in variables:
@@ -157,6 +197,25 @@ class DrawStore:
                     array[:, draw]
                 if stop > first:
                     array[:, stop - 1]
+
+    def missing_chunks(self, first: int, stop: int) -> list[pathlib.Path]:
+        """Return the files of draws that are not there: Zarr reads zeros in their place."""
+        group, missing = self._open("r"), []
+        chunks = range(first // self.chunk_size, -(-stop // self.chunk_size))
+        for group_name, variables in self.rows.items():
+            for name, row in variables.items():
+                if 0 in row.shape:
+                    continue
+                metadata = group[f"{group_name}/{name}"].metadata
+                folder = self.path / group_name / name
+                inner = (0,) * len(row.shape)
+                files = [
+                    folder / metadata.encode_chunk_key((chain, chunk, *inner))
+                    for chain in range(self.placement.num_chains)
+                    for chunk in chunks
+                ]
+                missing += [file for file in files if not file.exists()]
+        return missing
 
     def read(self, group_name: str, name: str) -> Any:
         """Return a variable as a lazy Zarr array."""
