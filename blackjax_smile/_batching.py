@@ -1,15 +1,16 @@
-"""A conditional that stays one under `jax.vmap`."""
+"""A conditional that stays one under `jax.vmap`, and keys for conditionals."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import Array
+from blackjax.types import Array, PRNGKey
 
 from blackjax_smile import _tree
 
-__all__ = ["rarely"]
+__all__ = ["rarely", "unwrap_key"]
 
 
 def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: Any) -> Any:
@@ -58,3 +59,13 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
         return out, jax.tree.map(lambda _: True, out)
 
     return conditional(predicate, operand, args)
+
+
+def unwrap_key(rng_key: PRNGKey) -> tuple[Array, Callable[[Array], PRNGKey]]:
+    """Return a key's numbers, and the function that makes a key of them.
+
+    For a conditional: JAX's checker of the reuse of keys (``jax_debug_key_reuse``) counts what
+    each branch draws, though one draw alone is used.
+    """
+    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(rng_key))
+    return jax.random.key_data(rng_key), wrap

@@ -24,7 +24,8 @@ def jitted(function: Callable, *static: Any) -> Callable:
 def _may_change(static: Any) -> bool:
     """Return whether a static argument may equal itself and no longer compute the same.
 
-    A method is equal to itself whatever became of its object. What has no hash is not known.
+    A method is equal to itself whatever became of its object, and an object that is called is
+    equal to itself, too. What has no hash is not known.
     """
     try:
         hash(static)
@@ -34,9 +35,14 @@ def _may_change(static: Any) -> bool:
         return any(map(_may_change, static))
     if isinstance(static, functools.partial):
         return _may_change((static.func, *static.args, *static.keywords.values()))
-    if dataclasses.is_dataclass(static) and not isinstance(static, type):
+    if isinstance(static, type) or inspect.isroutine(static):
+        return inspect.ismethod(static)
+    parameters: Any = getattr(static, "__dataclass_params__", None)
+    if parameters is not None and parameters.frozen:
         return any(_may_change(getattr(static, field.name)) for field in dataclasses.fields(static))
-    return inspect.ismethod(static)
+    if hasattr(static, "__wrapped__"):  # jax.jit, jax.custom_jvp
+        return _may_change(static.__wrapped__)
+    return callable(static)
 
 
 @functools.lru_cache(maxsize=MAX_PROGRAMS)

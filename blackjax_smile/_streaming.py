@@ -37,6 +37,15 @@ class Blocks(NamedTuple):
     rows: int
     draws: int
 
+    @classmethod
+    def of(cls, batch_size: int, draw_batch_size: int) -> "Blocks":
+        """Return the two, checked."""
+        sizes = {"batch_size": batch_size, "draw_batch_size": draw_batch_size}
+        for name, size in sizes.items():
+            if not hasattr(size, "__index__") or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}.")
+        return cls(batch_size, draw_batch_size)
+
 
 def flat_draws(positions: ArrayLikeTree) -> tuple[ArrayTree, tuple[int, int]]:
     """Return the draws with chains and draws in one leading axis, and the two lengths.
@@ -216,6 +225,11 @@ def update_mean(summary: tuple[Array, ArrayTree], values: ArrayTree, is_valid: A
 
 def init_logsum(values: Array) -> Array:
     """Return the logarithm of an empty sum."""
+    if values.ndim != 2:
+        raise ValueError(
+            "The log-likelihood of a row must be a scalar, but it has the shape "
+            f"{values.shape[2:]}. Sum it over the outputs."
+        )
     return jnp.full(values.shape[1:], -jnp.inf, _tree.accumulation_dtype(values))
 
 

@@ -9,6 +9,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
 from blackjax_smile._averaging import check_averages
+from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import data_size
 
 __all__ = ["control_variates"]
@@ -87,6 +88,10 @@ def control_variates(
     return logdensity_cv_fn
 
 
+def _gradient(logdensity_fn, center, data) -> ArrayTree:
+    return jax.grad(logdensity_fn)(center, data)
+
+
 def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
     """Return the full data's gradient, the mean of chunks weighted by their sizes."""
     size = data_size(data)
@@ -94,7 +99,7 @@ def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if (even := min(size, batch_size) // 2 * 2) > 0:
         check_averages(logdensity_fn, center, jax.tree.map(lambda x: x[:even], data))
-    grad_fn = jax.jit(jax.grad(logdensity_fn))
+    grad_fn = jitted(_gradient, logdensity_fn)
     total = jax.tree.map(lambda x: jnp.zeros(x.shape, _tree.accumulation_dtype(x)), center)
     for start in range(0, size, batch_size):
         rows = slice(start, min(start + batch_size, size))

@@ -246,15 +246,17 @@ def sample_ensemble(
     """
     check_algorithm(algorithm)
     keys = jax.random.split(rng_key, len(adaptation.failed))
-    sample = jitted(_sample_chains, algorithm, logdensity_fn, minibatch_fn, num_samples, thinning)
+    # BlackJAX's wrapper of it has no hash, by which a program would be found again.
+    build = getattr(algorithm, "differentiable", algorithm)
+    sample = jitted(_sample_chains, build, logdensity_fn, minibatch_fn, num_samples, thinning)
     return sample(keys, adaptation.state, adaptation.parameters)
 
 
 def _sample_chains(
-    algorithm, logdensity_fn, minibatch_fn, num_samples, thinning, keys, states, parameters
+    build, logdensity_fn, minibatch_fn, num_samples, thinning, keys, states, parameters
 ):
     def chain(key, state, parameters):
-        bound = with_minibatches(algorithm(logdensity_fn, **parameters), minibatch_fn)
+        bound = with_minibatches(build(logdensity_fn, **parameters), minibatch_fn)
         return run_inference_algorithm(
             key,
             thin_algorithm(bound, thinning, _summarise),

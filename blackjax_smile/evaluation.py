@@ -69,7 +69,7 @@ def accuracy(probabilities: Array, labels: Array) -> Array:
 
     Returns
     -------
-    A scalar between 0 and 1.
+    A scalar between 0 and 1. A row with a probability that is NaN is not right.
 
     Raises
     ------
@@ -93,7 +93,10 @@ def _is_right(probabilities: Array, labels: Array) -> Array:
             f"Each row needs one label, the number of its class: got labels of shape "
             f"{jnp.shape(labels)} for probabilities of shape {jnp.shape(probabilities)}."
         )
-    return jnp.argmax(probabilities, axis=-1) == labels
+    probabilities = jnp.asarray(probabilities)
+    # Of numbers that are none the first would be the largest.
+    known = ~jnp.any(jnp.isnan(probabilities), axis=-1)
+    return known & (jnp.argmax(probabilities, axis=-1) == jnp.asarray(labels))
 
 
 def rmse(predictions: Array, targets: Array) -> Array:
@@ -122,12 +125,15 @@ def rmse(predictions: Array, targets: Array) -> Array:
     >>> round(float(rmse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))), 3)
     1.414
     """
-    if jnp.shape(predictions) != jnp.shape(targets):
+    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
+    if predictions.shape != targets.shape:
         raise ValueError(
-            f"predictions and targets differ in shape: {jnp.shape(predictions)} and "
-            f"{jnp.shape(targets)}."
+            f"predictions and targets differ in shape: {predictions.shape} and {targets.shape}."
         )
-    return jnp.sqrt(jnp.mean((predictions - targets) ** 2))
+    # Squares of integers overflow, sums of half precision stand still.
+    predictions, targets = (x.astype(_tree.accumulation_dtype(x)) for x in (predictions, targets))
+    errors = predictions - targets
+    return jnp.sqrt(jnp.mean(errors**2))
 
 
 class CalibrationCurve(NamedTuple):
@@ -176,15 +182,27 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     >>> curve.count.tolist(), round(float(curve.accuracy[1]), 2)
     ([0.0, 3.0], 0.67)
     """
-    confidence = jnp.max(probabilities, axis=-1)
+    count, confidence, correct = _binned(probabilities, labels, num_bins)
+    filled = jnp.maximum(count, 1)
+    mean_confidence, mean_correct = (
+        jnp.where(count > 0, total / filled, jnp.nan) for total in (confidence, correct)
+    )
+    return CalibrationCurve(mean_confidence, mean_correct, count)
+
+
+def _binned(probabilities: Array, labels: Array, num_bins: int) -> tuple[Array, Array, Array]:
+    """Return for each bin its rows, the sum of their confidences, and how many are right."""
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
     correct = _is_right(probabilities, labels)
+    confidence = jnp.max(jnp.asarray(probabilities), axis=-1)
+    confidence = confidence.astype(_tree.accumulation_dtype(confidence))
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
 
     def total(values: Array) -> Array:
         return jnp.zeros(num_bins, confidence.dtype).at[bins].add(values.astype(confidence.dtype))
 
-    count = total(jnp.ones_like(confidence))
-    return CalibrationCurve(total(confidence) / count, total(correct) / count, count)
+    return total(jnp.ones_like(confidence)), total(confidence), total(correct)
 
 
 def expected_calibration_error(probabilities: Array, labels: Array, num_bins: int = 15) -> Array:
@@ -216,9 +234,8 @@ def expected_calibration_error(probabilities: Array, labels: Array, num_bins: in
     >>> float(expected_calibration_error(probabilities, jnp.array([0, 0, 0, 1])))
     0.0
     """
-    curve = calibration_curve(probabilities, labels, num_bins)
-    gap = jnp.where(curve.count > 0, jnp.abs(curve.accuracy - curve.confidence), 0)
-    return jnp.sum(curve.count * gap) / jnp.sum(curve.count)
+    count, confidence, correct = _binned(probabilities, labels, num_bins)
+    return jnp.sum(jnp.abs(correct - confidence)) / jnp.sum(count)
 
 
 def coverage(probability_transform: Array, levels: Any) -> Array:
@@ -245,7 +262,7 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     Raises
     ------
     ValueError
-        If a level is not between 0 and 1.
+        If a level is not between 0 and 1, or there is more than one number for each row.
 
     Examples
     --------
@@ -258,5 +275,10 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     if not _tree.is_traced(levels) and not jnp.all((levels >= 0) & (levels <= 1)):
         raise ValueError(f"levels must be between 0 and 1, got {levels}.")
     distance = 2 * jnp.abs(jnp.asarray(probability_transform) - 0.5)
+    if distance.ndim != 1:
+        raise ValueError(
+            f"probability_transform must have the shape (rows,), got {distance.shape}. Of several "
+            "outputs take one after another."
+        )
     inside = jnp.expand_dims(distance, range(1, levels.ndim + 1)) <= levels[None]
     return jnp.mean(inside, axis=0)

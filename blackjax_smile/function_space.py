@@ -98,7 +98,7 @@ def prediction_diagnostics(
     draws, (num_chains, num_draws) = flat_draws(positions)
     if num_draws < 8:
         raise ValueError(f"R-hat needs at least 8 draws in a chain, got {num_draws}.")
-    blocks = Blocks(batch_size, draw_batch_size)
+    blocks = Blocks.of(batch_size, draw_batch_size)
     return by_rows(fn, _Diagnose(num_chains, num_draws), draws, data, blocks)
 
 

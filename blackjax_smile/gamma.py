@@ -103,7 +103,7 @@ def gamma_quantile(shape: Array, scale: Array, probability: Array | float) -> Ar
     True
     True
     """
-    k = jnp.asarray(shape)
+    k = jnp.asarray(shape) * 1.0  # of an integer dtype the probability would be 0
     v = jnp.exp((jnp.log(jnp.asarray(probability, k.dtype)) + gammaln(k + 1)) / k)
     # In powers of v / (k + 1), which stays below 1 for all shapes.
     r = v / (k + 1)

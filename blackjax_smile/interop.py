@@ -16,6 +16,7 @@ log-density of a minibatch is no unbiased estimate of anything; statistics that
 change from step to step would be a target that moves. Dropout is the same: off.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,8 +80,8 @@ def numpyro_logdensity(
     Raises
     ------
     ValueError
-        If the program observes no row, has discrete latent sites or a variable for
-        each row, or ``data_size`` is less than 1.
+        If the program observes no row, has discrete latent sites, a variable for each
+        row or one whose support depends on the rows, or ``data_size`` is less than 1.
 
     Examples
     --------
@@ -97,8 +98,7 @@ def numpyro_logdensity(
     (['mean', 'scale'], True)
     """
     from numpyro import handlers
-    from numpyro.distributions import biject_to
-    from numpyro.infer.util import constrain_fn, log_density
+    from numpyro.infer.util import constrain_fn, potential_energy, unconstrain_fn
 
     if data_size < 1:
         raise ValueError(f"data_size must be at least 1, got {data_size}.")
@@ -107,7 +107,20 @@ def numpyro_logdensity(
         trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(minibatch)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
-    number_of_rows(example)  # raises if there is no common leading axis
+    def init_fn(rng_key: PRNGKey) -> ArrayTree:
+        drawn = trace_of(rng_key, example)
+        values = {name: site["value"] for name, site in drawn.items() if name in latent}
+        return unconstrain_fn(model, (example,), {}, values)
+
+    def logdensity_fn(position: ArrayTree, minibatch: ArrayTree) -> Array:
+        factor = data_size / number_of_rows(minibatch)
+        scaled = _scale_sites(model, of_rows, factor, handlers)
+        return -potential_energy(scaled, (minibatch,), {}, position)
+
+    def constrain(position: ArrayTree) -> ArrayTree:
+        return constrain_fn(model, (example,), {}, position, return_deterministic=True)
+
+    num_rows = number_of_rows(example)  # raises if there is no common leading axis
     twice = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), example)
     of_rows: set[str] = set()
     # At several draws of the prior, for at one of them a log-probability may not be finite.
@@ -117,26 +130,10 @@ def numpyro_logdensity(
         of_rows |= {name for name, site in observed.items() if _differ(site, doubled[name])}
     latent = {name: site for name, site in sites.items() if name not in observed}
     _check_sites(latent, doubled, of_rows)
-    transforms = {name: biject_to(site["fn"].support) for name, site in latent.items()}
-
-    def init_fn(rng_key: PRNGKey) -> ArrayTree:
-        drawn = trace_of(rng_key, example)
-        return {name: transforms[name].inv(drawn[name]["value"]) for name in latent}
-
-    def logdensity_fn(position: ArrayTree, minibatch: ArrayTree) -> Array:
-        factor = data_size / number_of_rows(minibatch)
-        values, logdensity = {}, jnp.zeros(())
-        for name, transform in transforms.items():
-            values[name] = transform(position[name])
-            jacobian = transform.log_abs_det_jacobian(position[name], values[name])
-            logdensity += jnp.sum(jacobian)
-        scaled = _scale_sites(model, of_rows, factor, handlers)
-        joint, _ = log_density(scaled, (minibatch,), {}, values)
-        return logdensity + joint
-
-    def constrain(position: ArrayTree) -> ArrayTree:
-        return constrain_fn(model, (example,), {}, position, return_deterministic=True)
-
+    position = init_fn(jax.random.key(0))
+    halves = (slice(0, -(-num_rows // 2)), slice(num_rows // 2, None))
+    parts = [jax.tree.map(operator.itemgetter(rows), example) for rows in halves]
+    _check_supports([constrain_fn(model, (part,), {}, position) for part in (example, *parts)])
     return NumpyroModel(logdensity_fn, init_fn, constrain)
 
 
@@ -177,4 +174,20 @@ def _check_sites(latent: dict[str, Any], doubled: dict[str, Any], of_rows: set[s
         raise ValueError(
             f"The sites {local} have a variable for each row, which cannot be sampled by "
             "minibatches. Integrate them out."
+        )
+
+
+def _check_supports(values: list[dict[str, Array]]) -> None:
+    """Raise if a position stands for other values where the program sees other rows."""
+    first, *others = values
+    changed = {
+        name
+        for other in others
+        for name in first
+        if not bool(jnp.array_equal(first[name], other[name], equal_nan=True))
+    }
+    if changed:
+        raise ValueError(
+            f"The supports of the sites {sorted(changed)} depend on the rows, so that a position "
+            "would mean another thing to each minibatch. Use bounds that are known beforehand."
         )

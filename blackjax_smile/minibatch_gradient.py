@@ -56,11 +56,13 @@ CONTRASTS = {
 
 
 def takes_minibatch(logdensity_fn: Callable) -> bool:
-    """Return whether a log-density needs a minibatch as its second argument."""
+    """Return whether a log-density needs a minibatch, or may (any number of arguments)."""
     try:
-        parameters = inspect.signature(logdensity_fn).parameters.values()
+        parameters = list(inspect.signature(logdensity_fn).parameters.values())
     except (TypeError, ValueError):  # a builtin without a signature
         return False
+    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
+        return True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters if p.kind in positional and p.default is p.empty]
     return len(required) > 1

@@ -9,6 +9,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
+from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch_gradient import (
     anisotropy,
     init_isotropy,
@@ -123,6 +124,12 @@ def gradient_noise(
     identity, preconditioner = as_preconditioner(1.0), as_preconditioner(inverse_mass_matrix)
     check_dimension(preconditioner, position)
 
+    keys = jax.random.split(rng_key, num_draws)
+    measure = jitted(_measure, logdensity_fn, minibatch_fn)
+    return GradientNoise(*measure(keys, position, identity, preconditioner))
+
+
+def _measure(logdensity_fn, minibatch_fn, keys, position, identity, preconditioner):
     def draw(key: PRNGKey):
         batch_key, complement_key = jax.random.split(key)
         gradient_fn = value_and_grad(logdensity_fn, minibatch_fn(batch_key), 2)
@@ -137,13 +144,10 @@ def gradient_noise(
         rows = (identity.whiten(grad), noise, preconditioner.whiten(grad), whitened)
         return [ravel_pytree(row)[0] for row in rows], finite
 
-    keys = jax.random.split(rng_key, num_draws)
     (grad, noise, whitened_grad, whitened_noise), finite = jax.lax.map(draw, keys)
-    return GradientNoise(
-        raw=_summarise(grad, noise, finite),
-        whitened=_summarise(whitened_grad, whitened_noise, finite),
-        num_draws=jnp.sum(finite),
-    )
+    raw = _summarise(grad, noise, finite)
+    whitened = _summarise(whitened_grad, whitened_noise, finite)
+    return raw, whitened, jnp.sum(finite)
 
 
 def _summarise(grad: Array, noise: Array, finite: Array) -> NoiseSummary:

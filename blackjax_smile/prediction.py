@@ -89,7 +89,7 @@ def predictive_mean(
     [3.0, 30.0]
     """
     draws, _ = flat_draws(positions)
-    blocks = Blocks(batch_size, draw_batch_size)
+    blocks = Blocks.of(batch_size, draw_batch_size)
     _, mean = over_draws(fn, update_mean, init_mean, draws, data, blocks)
     return mean
 
@@ -134,7 +134,7 @@ def log_predictive_density(
     0.3
     """
     draws, (num_chains, num_draws) = flat_draws(positions)
-    blocks = Blocks(batch_size, draw_batch_size)
+    blocks = Blocks.of(batch_size, draw_batch_size)
     total = over_draws(loglikelihood_fn, update_logsum, init_logsum, draws, data, blocks)
     return total - np.log(num_chains * num_draws).astype(total.dtype)
 
@@ -182,13 +182,14 @@ def predictive_quantiles(
     >>> q.shape, bool(jnp.all(jnp.abs(q[1] - 1.64) < 0.3))
     ((2, 3), True)
     """
-    draws, indexed = _with_keys(rng_key, positions, data)
+    if np.ndim(probabilities) != 1 or len(probabilities) == 0:
+        raise ValueError(f"probabilities must be a list of some, got {probabilities!r}.")
     probabilities = tuple(float(p) for p in probabilities)
     if not all(0 <= p <= 1 for p in probabilities):
         raise ValueError(f"probabilities must be between 0 and 1, got {probabilities}.")
-    of_block = _Quantiles(probabilities)
-    blocks = Blocks(batch_size, draw_batch_size)
-    return jnp.moveaxis(by_rows(_Keyed(sample_fn), of_block, draws, indexed, blocks), 1, 0)
+    keyed, draws, indexed = _with_keys(rng_key, sample_fn, positions, data)
+    blocks = Blocks.of(batch_size, draw_batch_size)
+    return jnp.moveaxis(by_rows(keyed, _Quantiles(probabilities), draws, indexed, blocks), 1, 0)
 
 
 def log_likelihood(
@@ -227,7 +228,7 @@ def log_likelihood(
     (4, 100, 7)
     """
     draws, leading = flat_draws(positions)
-    values = by_rows_on_host(loglikelihood_fn, draws, data, Blocks(batch_size, draw_batch_size))
+    values = by_rows_on_host(loglikelihood_fn, draws, data, Blocks.of(batch_size, draw_batch_size))
     return values.reshape(*leading, *values.shape[1:])
 
 
@@ -271,9 +272,9 @@ def posterior_predictive(
     (4, 100, 7)
     """
     _, leading = flat_draws(positions)
-    draws, indexed = _with_keys(rng_key, positions, data)
-    blocks = Blocks(batch_size, draw_batch_size)
-    values = by_rows_on_host(_Keyed(sample_fn), draws, indexed, blocks)
+    keyed, draws, indexed = _with_keys(rng_key, sample_fn, positions, data)
+    blocks = Blocks.of(batch_size, draw_batch_size)
+    values = by_rows_on_host(keyed, draws, indexed, blocks)
     return values.reshape(*leading, *values.shape[1:])
 
 
@@ -282,9 +283,11 @@ class _Keyed:
     """A function that draws, of a position with its key and a row with its number."""
 
     sample_fn: Callable
+    impl: Any
 
     def __call__(self, position: Any, row: Any) -> Array:
-        (position, rng_key), (row, index) = position, row
+        (position, key_data), (row, index) = position, row
+        rng_key = jax.random.wrap_key_data(key_data, impl=self.impl)
         return self.sample_fn(jax.random.fold_in(rng_key, index), position, row)
 
 
@@ -300,8 +303,12 @@ class _Quantiles:
         return jnp.moveaxis(quantiles, 0, 1)
 
 
-def _with_keys(rng_key: PRNGKey, positions: ArrayLikeTree, data: ArrayLikeTree) -> tuple:
-    """Return the draws, each with a key of its own, and the rows, each with its number."""
+def _with_keys(
+    rng_key: PRNGKey, sample_fn: Callable, positions: ArrayLikeTree, data: ArrayLikeTree
+) -> tuple[_Keyed, tuple, tuple]:
+    """Return the function of draws, each with a key of its own, and rows, each with its number."""
     draws, (num_chains, num_draws) = flat_draws(positions)
     keys = jax.random.split(rng_key, num_chains * num_draws)
-    return (draws, keys), (data, jnp.arange(data_size(data)))
+    # As numbers: JAX's checker of the reuse of keys would count each block of rows.
+    keyed = _Keyed(sample_fn, jax.random.key_impl(rng_key))
+    return keyed, (draws, jax.random.key_data(keys)), (data, jnp.arange(data_size(data)))

@@ -212,6 +212,31 @@ def test_numpyro_scales_what_depends_on_the_rows(likelihood):
         np.testing.assert_allclose(found, exact + loglikelihood, rtol=1e-5)
 
 
+def test_numpyro_supports_that_depend_on_another_site():
+    """The density is NumPyro's own, at every start that the prior gives."""
+    numpyro = pytest.importorskip("numpyro")
+    from blackjax_smile.interop import numpyro_logdensity
+
+    dist = numpyro.distributions
+
+    def model(y):
+        a = numpyro.sample("a", dist.HalfNormal(1.0))
+        b = numpyro.sample("b", dist.Uniform(0, a))
+        c = numpyro.sample("c", dist.TruncatedNormal(0.0, 1.0, low=b))
+        numpyro.sample("y", dist.Normal(b + c, 1.0), obs=y)
+
+    y = jax.random.normal(jax.random.key(0), (40,))
+    program = numpyro_logdensity(model, 40, y[:8])
+    for key in jax.random.split(jax.random.key(1), 20):
+        x = program.init_fn(key)
+        exact = -numpyro.infer.util.potential_energy(model, (y,), {}, x)
+        assert jnp.isfinite(exact)
+        np.testing.assert_allclose(program.logdensity_fn(x, y), exact, rtol=1e-5)
+        values = program.constrain_fn(x)
+        assert 0 < values["b"] < values["a"]
+        assert values["c"] > values["b"]
+
+
 def test_numpyro_programs_that_cannot_be_sampled():
     numpyro = pytest.importorskip("numpyro")
     from blackjax_smile.interop import numpyro_logdensity
@@ -231,11 +256,16 @@ def test_numpyro_programs_that_cannot_be_sampled():
         z = numpyro.sample("z", dist.Normal(0, 1))
         numpyro.sample("near_one", dist.Normal(z, 0.1), obs=1.0)
 
+    def support_of_rows(y):
+        low = numpyro.sample("low", dist.Uniform(-5.0, jnp.min(y)))
+        numpyro.sample("y", dist.Uniform(low, 10.0), obs=y)
+
     for model, message in (
+        (support_of_rows, r"supports of the sites \['low'\] depend on the rows"),
         (discrete, "Discrete sites"),
         (local, "a variable for each row"),
         (lambda y: numpyro.sample("z", dist.Normal(0, 1)), "observes no row"),
         (constraint, "observes no row"),
     ):
         with pytest.raises(ValueError, match=message):
-            numpyro_logdensity(model, 100, jnp.zeros(7))
+            numpyro_logdensity(model, 100, jnp.arange(7.0))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree, PRNGKey
 
+from blackjax_smile._batching import unwrap_key
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
@@ -66,15 +67,15 @@ def run_on_device(
 
     # One loop body for windows of any length: it is compiled once.
     def window(carry, xs):
-        start, stop, windows_left, key = xs
+        start, stop, windows_left, key_data = xs
         state, history = jax.lax.fori_loop(start, stop, step, carry)
-        state, info = adaptation.end_window(key, state, windows_left)
+        state, info = adaptation.end_window(wrap(key_data), state, windows_left)
         return (state, history), info
 
     lengths = jnp.asarray(schedule.windows)
     stops = jnp.cumsum(lengths)
     windows_left = jnp.arange(len(lengths))[::-1]
-    keys = jax.random.split(window_key, len(lengths))
+    keys, wrap = unwrap_key(jax.random.split(window_key, len(lengths)))
     scalars = jnp.zeros(sum(schedule.windows), state.step_size.step_size.dtype)
     history = StepHistory(scalars, scalars, scalars, scalars.astype(bool))
     (state, history), windows = jax.lax.scan(

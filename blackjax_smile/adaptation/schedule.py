@@ -1,6 +1,7 @@
 """The schedule of the warmup: probes, slow windows of doubling length, a fast one."""
 
 import dataclasses
+import operator
 from typing import Any
 
 import jax
@@ -55,13 +56,16 @@ def build_schedule(num_steps: int) -> Schedule:
     Raises
     ------
     ValueError
-        If there are fewer than `MIN_NUM_STEPS`.
+        If there are fewer than `MIN_NUM_STEPS`, or their number is no integer.
 
     Examples
     --------
     >>> build_schedule(2000)
     Schedule(num_probes=200, slow_windows=(100, 200, 400, 900), fast_window=200)
     """
+    if not hasattr(num_steps, "__index__"):
+        raise ValueError(f"num_steps must be an integer, got {num_steps!r}.")
+    num_steps = operator.index(num_steps)
     if num_steps < MIN_NUM_STEPS:
         raise ValueError(f"The adaptation needs num_steps >= {MIN_NUM_STEPS}, got {num_steps}.")
     num_probes = min(num_steps // 10, MAX_PROBES)

@@ -55,7 +55,7 @@ class AdaptationState(NamedTuple):
     natural_steps, L_steps
         The natural length of the last slow window, and the refresh length, in
         steps: as a number of steps, a length survives a change of the map's scale.
-        ``L_steps`` is NaN until a window has been seen.
+        ``L_steps`` is 0 until a window has been seen.
     target_deflection
         Target of the window under way, in radians.
     grad

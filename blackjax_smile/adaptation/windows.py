@@ -9,6 +9,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
+from blackjax_smile._batching import unwrap_key
 from blackjax_smile.adaptation import energy, refresh_length, restraint, step_size
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.state import AdaptationState, Probe, WindowInfo, WindowStatistics
@@ -101,7 +102,7 @@ class WindowedAdaptation(NamedTuple):
             preconditioner=preconditioner,
             step_size=self.rule.init(self.pool.median(small), grad_norm, d, self.target_deflection),
             natural_steps=jnp.full_like(small, jnp.inf),
-            L_steps=jnp.full_like(small, jnp.nan),
+            L_steps=jnp.zeros_like(small),
             target_deflection=jnp.full_like(small, self.target_deflection),
             grad=probe.grad,
             grad_norms2=grad_norms2,
@@ -137,7 +138,7 @@ class WindowedAdaptation(NamedTuple):
         d = pytree_size(state.sampler.position)
         first = refresh_length.noise_length(epsilon, jnp.ones_like(epsilon), d)
         first = self._not_too_short(first, state)
-        return jnp.where(jnp.isnan(state.L_steps), first, state.L_steps * epsilon)
+        return jnp.where(state.L_steps > 0, state.L_steps * epsilon, first)
 
     def step(
         self, rng_key: PRNGKey, state: AdaptationState, minibatch: ArrayTree
@@ -158,11 +159,14 @@ class WindowedAdaptation(NamedTuple):
         )
         accepted = ~info.is_divergent
 
+        key_data, wrap = unwrap_key(complement_key)
+
         def take_in(window: WindowStatistics) -> WindowStatistics:
             zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)
             noise, total = window.noise, []
             draws = _tree.unstack(info.gradient.noise)
-            for key, draw in zip(jax.random.split(complement_key, len(draws)), draws, strict=True):
+            keys = jax.random.split(wrap(key_data), len(draws))
+            for key, draw in zip(keys, draws, strict=True):
                 whitened = state.preconditioner.whiten(draw)
                 complement = state.preconditioner.refresh_noise(
                     key, sampler.momentum, zero, one, _tree.random_signs

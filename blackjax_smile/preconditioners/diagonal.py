@@ -125,10 +125,14 @@ def from_variance(variance: ArrayTree, missed: ArrayTree | None = None) -> Diago
 
 def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> DiagonalPreconditioner:
     """Return the map with its leaves scaled, each by one number."""
+
+    def restrained(G, c):
+        return G / c.ravel()[0] ** 2 if c.size else G
+
     return dataclasses.replace(
         preconditioner,
         scale=jax.tree.map(jnp.multiply, preconditioner.scale, scale),
-        typical=jax.tree.map(lambda G, c: G / c.ravel()[0] ** 2, preconditioner.typical, scale),
+        typical=jax.tree.map(restrained, preconditioner.typical, scale),
     )
 
 

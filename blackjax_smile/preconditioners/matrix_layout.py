@@ -75,7 +75,7 @@ class MatrixLayout(NamedTuple):
 
     def to_tree(self, matrices: list[Array], like: ArrayTree) -> ArrayTree:
         """Return the tree whose matrices are given, in the structure of ``like``."""
-        leaves: dict[int, Array] = {}
+        leaves = {i: x for i, x in enumerate(jax.tree.leaves(like)) if 0 in jnp.shape(x)}
         for block, matrix in zip(self.blocks, matrices, strict=True):
             if block.bias is not None:
                 kernel, bias = (
@@ -116,7 +116,8 @@ def matrix_layout(tree: ArrayTree) -> MatrixLayout:
     blocks = tuple(
         _block(i, bias_of.get(i), names[i][-1:], shapes)
         for i in range(len(shapes))
-        if i not in joined
+        # A leaf without an element has nothing to whiten.
+        if i not in joined and (i in bias_of or 0 not in shapes[i])
     )
     return MatrixLayout(blocks, shapes)
 

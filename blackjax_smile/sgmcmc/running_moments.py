@@ -27,8 +27,9 @@ class RunningMoments(NamedTuple):
 
 def init_running_moments(like: ArrayTree) -> RunningMoments:
     """Return empty moments for values in the shapes of ``like``."""
-    zeros = jax.tree.map(jnp.zeros_like, like)
-    return RunningMoments(jnp.zeros((), _tree.scalar_dtype(like)), zeros, zeros)
+    # Two trees of zeros: one buffer cannot be donated twice.
+    mean, variance = (jax.tree.map(jnp.zeros_like, like) for _ in range(2))
+    return RunningMoments(jnp.zeros((), _tree.scalar_dtype(like)), mean, variance)
 
 
 def update_running_moments(
