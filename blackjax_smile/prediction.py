@@ -15,12 +15,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
+from blackjax_smile._keyed import with_keys
 from blackjax_smile._streaming import (
     Blocks,
     by_rows,
@@ -32,7 +32,6 @@ from blackjax_smile._streaming import (
     update_logsum,
     update_mean,
 )
-from blackjax_smile.minibatch import data_size
 
 __all__ = [
     "log_likelihood",
@@ -187,7 +186,7 @@ def predictive_quantiles(
     probabilities = tuple(float(p) for p in probabilities)
     if not all(0 <= p <= 1 for p in probabilities):
         raise ValueError(f"probabilities must be between 0 and 1, got {probabilities}.")
-    keyed, draws, indexed = _with_keys(rng_key, sample_fn, positions, data)
+    keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
     return jnp.moveaxis(by_rows(keyed, _Quantiles(probabilities), draws, indexed, blocks), 1, 0)
 
@@ -272,23 +271,10 @@ def posterior_predictive(
     (4, 100, 7)
     """
     _, leading = flat_draws(positions)
-    keyed, draws, indexed = _with_keys(rng_key, sample_fn, positions, data)
+    keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
     values = by_rows_on_host(keyed, draws, indexed, blocks)
     return values.reshape(*leading, *values.shape[1:])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keyed:
-    """A function that draws, of a position with its key and a row with its number."""
-
-    sample_fn: Callable
-    impl: Any
-
-    def __call__(self, position: Any, row: Any) -> Array:
-        (position, key_data), (row, index) = position, row
-        rng_key = jax.random.wrap_key_data(key_data, impl=self.impl)
-        return self.sample_fn(jax.random.fold_in(rng_key, index), position, row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,14 +287,3 @@ class _Quantiles:
         values = values.astype(_tree.accumulation_dtype(values))  # of counts and classes, too
         quantiles = jnp.quantile(values, jnp.asarray(self.probabilities, values.dtype), axis=0)
         return jnp.moveaxis(quantiles, 0, 1)
-
-
-def _with_keys(
-    rng_key: PRNGKey, sample_fn: Callable, positions: ArrayLikeTree, data: ArrayLikeTree
-) -> tuple[_Keyed, tuple, tuple]:
-    """Return the function of draws, each with a key of its own, and rows, each with its number."""
-    draws, (num_chains, num_draws) = flat_draws(positions)
-    keys = jax.random.split(rng_key, num_chains * num_draws)
-    # As numbers: JAX's checker of the reuse of keys would count each block of rows.
-    keyed = _Keyed(sample_fn, jax.random.key_impl(rng_key))
-    return keyed, (draws, jax.random.key_data(keys)), (data, jnp.arange(data_size(data)))

@@ -216,6 +216,22 @@ class TestResult:
         chex.assert_trees_all_equal_shapes_and_dtypes(state.position, position)
         assert parameters["step_size"].dtype == parameters["L"].dtype == jnp.float32
 
+    @pytest.mark.parametrize("preconditioner", ["diagonal", "kronecker"])
+    def test_leaves_without_an_element(self, preconditioner):
+        def logdensity_fn(x, batch):
+            return PROBLEM.logdensity_fn(x["all"], batch)
+
+        warmup = blackjax_smile.smile_adaptation(
+            blackjax_smile.smile,
+            logdensity_fn,
+            PROBLEM.minibatch_fn(100),
+            preconditioner=preconditioner,
+        )
+        start = {"none": jnp.zeros((0,)), "all": PROBLEM.mode, "no_row": jnp.zeros((0, 3))}
+        (state, parameters), _ = warmup.run(jax.random.key(0), start, num_steps=200)
+        assert jax.tree.map(jnp.shape, state.position) == jax.tree.map(jnp.shape, start)
+        assert 0 < parameters["step_size"] < jnp.inf
+
     def test_jit_without_recompilation_and_vmap(self):
         """Chains adapted together are the chains adapted alone."""
         warmup = blackjax_smile.smile_adaptation(
@@ -300,6 +316,11 @@ class TestErrors:
     def test_odd_batch(self):
         with pytest.raises(ValueError, match="must be even; got 51"):
             adapt(batch_size=51)
+
+    @pytest.mark.parametrize("num_steps", [1000.0, "1000", None])
+    def test_steps_that_are_no_integer(self, num_steps):
+        with pytest.raises(ValueError, match="num_steps must be an integer, got"):
+            adapt(num_steps=num_steps)
 
     def test_too_few_steps(self):
         with pytest.raises(ValueError, match="num_steps >= 100, got 99"):

@@ -7,7 +7,7 @@ import pytest
 from blackjax.base import AdaptationAlgorithm
 
 import blackjax_smile
-from blackjax_smile import adapt_ensemble, drop_failed, sample_ensemble
+from blackjax_smile import adapt_ensemble, drop_failed, prediction, sample_ensemble
 from blackjax_smile.ensemble import REASONS
 from helpers import LinearRegression, assert_moments
 
@@ -155,6 +155,42 @@ def test_a_collapsed_step_size_is_a_failure():
 def summing(x, batch):
     X, y = batch
     return -0.5 * x @ x - 0.5 * 20 * jnp.sum((y - X @ x) ** 2)
+
+
+def test_sampling_again_traces_nothing():
+    traced = []
+
+    def logdensity_fn(x, batch):
+        traced.append(1)
+        return LOGDENSITY_FN(x, batch)
+
+    adapted = adapt_ensemble(jax.random.key(0), warmup(logdensity_fn), starts(2), 100)
+    counts = []
+    for seed in range(2):
+        sample_ensemble(
+            jax.random.key(seed), blackjax_smile.smile, logdensity_fn, MINIBATCH_FN, adapted, 3
+        )
+        counts.append(len(traced))
+    assert counts[0] == counts[1]
+
+
+def test_no_key_is_used_twice():
+    """By JAX's own checker, which sees both branches of a conditional."""
+    with jax.debug_key_reuse(True):
+        adapted = adapt_ensemble(jax.random.key(0), warmup(), starts(2), 100)
+        algorithm = blackjax_smile.smile(LOGDENSITY_FN, 1.0, 0.1)
+        batch = MINIBATCH_FN(jax.random.key(3))
+        step = jax.vmap(algorithm.step, (0, 0, None))
+        states, _ = step(jax.random.split(jax.random.key(1), 2), adapted.state, batch)
+        sample_fn = lambda key, x, row: x @ row + jax.random.normal(key)  # noqa: E731
+        draws = prediction.posterior_predictive(
+            jax.random.key(2),
+            sample_fn,
+            jnp.tile(states.position[:, None], (1, 20, 1)),
+            jnp.ones((9, 4)),
+            batch_size=4,
+        )
+    assert np.all(np.isfinite(draws))
 
 
 def test_a_sum_over_the_minibatch_is_an_error():

@@ -33,6 +33,33 @@ def test_a_column_of_labels_is_refused(function):
         getattr(evaluation, function)(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([[0], [1]]))
 
 
+def test_scores_of_numbers_that_are_none_or_few_digits():
+    nan = jnp.full((4, 3), jnp.nan)
+    assert evaluation.accuracy(nan, jnp.array([0, 0, 1, 2])) == 0
+    # A count in half precision stands still at 256.
+    rng = np.random.default_rng(0)
+    probabilities = jnp.asarray(rng.dirichlet([2.0, 1.0, 1.0], 5000), jnp.bfloat16)
+    labels = jnp.asarray(rng.integers(0, 3, 5000))
+    exact = evaluation.expected_calibration_error(probabilities.astype(jnp.float32), labels)
+    found = evaluation.expected_calibration_error(probabilities, labels)
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+    assert evaluation.calibration_curve(probabilities, labels).count.sum() == 5000
+    with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
+        evaluation.expected_calibration_error(probabilities, labels, num_bins=0)
+    # Squares of integers overflow.
+    found = evaluation.rmse(jnp.array([100_000, 0]), jnp.array([0, 0]))
+    np.testing.assert_allclose(found, 1e5 / np.sqrt(2), rtol=1e-6)
+
+
+def test_several_outputs_are_refused_where_rows_are_meant():
+    with pytest.raises(ValueError, match=r"must have the shape \(rows,\), got \(10, 2\)"):
+        evaluation.coverage(jnp.ones((10, 2)), [0.5, 0.9])
+    draws, rows = jnp.zeros((1, 21)), jnp.ones((16, 1))
+    for function in (evaluation.lppd, prediction.log_predictive_density):
+        with pytest.raises(ValueError, match=r"must be a scalar, but it has the shape \(1,\)"):
+            function(lambda x, row: -((row - x) ** 2), draws, rows)
+
+
 def test_percentages_are_refused():
     with pytest.raises(ValueError, match="levels must be between 0 and 1"):
         evaluation.coverage(jnp.linspace(0, 1, 10), [50, 90])

@@ -110,3 +110,7 @@ def test_matched_to_draws():
     for p in (1 / 30, 0.5, 0.98):
         share = float(jnp.mean(draws < gamma_quantile(shape, scale, p)))
         assert abs(share - p) < 5 * np.sqrt(p * (1 - p) / 100_000) + 0.01 * p
+
+
+def test_shapes_that_are_integers():
+    np.testing.assert_allclose(gamma_quantile(1, 2.0, 0.01), gamma_quantile(1.0, 2.0, 0.01))

@@ -20,6 +20,20 @@ class Model:
         return self.scale * position + row
 
 
+class Called(Model):
+    def __call__(self, position, row):
+        return self.predict(position, row)
+
+
+@pytest.mark.parametrize("of", [lambda model: model, functools.partial])
+def test_an_object_that_is_called_is_as_it_is_now(of):
+    model = Called()
+    for scale in (1.0, 5.0):
+        model.scale = scale
+        found = prediction.predictive_mean(of(model), POSITIONS, ROWS)
+        np.testing.assert_allclose(found, scale)
+
+
 @pytest.mark.parametrize("wrap", [lambda f: f, functools.partial])
 def test_a_method_is_that_of_its_object_now(wrap):
     model = Model()

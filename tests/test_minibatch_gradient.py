@@ -86,6 +86,7 @@ def test_takes_minibatch():
     assert not takes_minibatch(lambda position: 0.0)
     assert not takes_minibatch(lambda position, temperature=1.0: 0.0)
     assert takes_minibatch(jax.jit(lambda position, minibatch: 0.0))
+    assert takes_minibatch(lambda *arguments: 0.0)
 
 
 def test_a_logdensity_of_other_arguments_is_an_error():

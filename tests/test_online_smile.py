@@ -210,6 +210,13 @@ class TestConformance:
                 jax.tree.map(lambda x, i=i: x[i], together), alone, rtol=5e-3, atol=5e-4
             )
 
+    def test_the_initial_state_can_be_donated(self):
+        algorithm = online_smile(noisy_quadratic, 0.01)
+        state = algorithm.init(jnp.ones(6), jax.random.key(0))
+        step = jax.jit(algorithm.step, donate_argnums=1)
+        new, _ = step(jax.random.key(1), state, normal_minibatch(jax.random.key(2)))
+        assert np.all(np.isfinite(new.position))
+
     def test_full_batch_under_run_inference_algorithm_to_arviz(self):
         algorithm = online_smile(gaussian(COVARIANCE), 0.3)
         _, (states, infos) = blackjax.util.run_inference_algorithm(

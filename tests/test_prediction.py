@@ -226,6 +226,23 @@ def test_errors_of_the_model_name_the_axes():
     assert "Positions lead with (chain, draw)" in "".join(error.value.__notes__)
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.5, None])
+@pytest.mark.parametrize("name", ["batch_size", "draw_batch_size"])
+def test_bad_block_sizes(name, size):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {size}"):
+        prediction.predictive_mean(
+            lambda x, row: x, jnp.zeros((1, 2)), jnp.zeros(3), **{name: size}
+        )
+
+
+@pytest.mark.parametrize("probabilities", [0.5, []])
+def test_probabilities_that_are_no_list(probabilities):
+    with pytest.raises(ValueError, match="probabilities must be a list of some"):
+        prediction.predictive_quantiles(
+            jax.random.key(0), lambda key, x, row: x, jnp.zeros((1, 2)), jnp.zeros(3), probabilities
+        )
+
+
 def test_bad_positions():
     with pytest.raises(ValueError, match="same leading axes"):
         prediction.log_likelihood(loglikelihood, {"a": jnp.ones((2, 3)), "b": jnp.ones(2)}, [1.0])
