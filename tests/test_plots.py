@@ -195,6 +195,29 @@ def test_adaptation_of_one_chain_alone_on_given_axes():
     np.testing.assert_array_equal(rejected_so_far(axes[2])[1], np.zeros((1, 10)))
 
 
+def test_a_failed_chain_does_not_take_the_axes():
+    """Chains whose step size goes to zero, or is not known: the others are shown as ever."""
+    warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, logdensity_fn, MINIBATCH_FN)
+    starts = jax.numpy.ones((4, 2))
+    adapted = blackjax_smile.adapt_ensemble(jax.random.key(1), warmup, starts, 500)
+    info = adapted.info
+    limits = [ax.get_ylim() for ax in plot_adaptation(info)[:2]]
+    shrunk = info.steps.step_size.at[0].set(1e-35).at[1].set(jax.numpy.nan)
+    windows = info.windows._replace(
+        step_size=info.windows.step_size.at[0].set(1e-35).at[1].set(jax.numpy.nan),
+        target_deflection=info.windows.target_deflection.at[1].set(jax.numpy.nan),
+    )
+    failed = info._replace(steps=info.steps._replace(step_size=shrunk), windows=windows)
+    axes = plot_adaptation(failed)
+    for ax, (low, high) in zip(axes[:2], limits, strict=True):
+        assert low / 3 < ax.get_ylim()[0]
+        assert ax.get_ylim()[1] < 3 * high
+    unknown = jax.tree.map(lambda x: jax.numpy.full_like(x, jax.numpy.nan), windows)
+    plot_adaptation(info._replace(windows=unknown))
+    with pytest.raises(ValueError, match="thinning must be at least 1, got 0"):
+        plot_adaptation(info, thinning=0)
+
+
 def test_adaptation_without_a_history():
     warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, lambda x: -0.5 * x @ x)
     _, info = warmup.run(jax.random.key(0), jax.numpy.ones(3), num_steps=300)

@@ -141,6 +141,6 @@ def _exactly(minibatches: Iterable[ArrayTree], needed: int) -> Iterator[ArrayTre
         count += 1
     raise ValueError(
         f"The adaptation needs {needed} minibatches, but the iterable ended after {count}. "
-        "Pass one that repeats its epochs (itertools.chain.from_iterable(itertools.repeat(loader)) "
-        "for a data loader), or lower num_steps."
+        "Pass one that goes on (itertools.chain.from_iterable(itertools.repeat(loader)) for a data "
+        "loader, which should draw its rows with replacement), or lower num_steps."
     )

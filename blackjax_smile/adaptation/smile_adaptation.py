@@ -93,9 +93,9 @@ def smile_adaptation(
         logdensity`` when there are no minibatches.
     minibatch_fn
         ``rng_key -> minibatch`` with an even number of rows; or an iterable of
-        minibatches on the host (a data loader, a generator), of which the warmup
-        takes ``num_steps``; or None for a full-batch log-density: BlackJAX's
-        tuner of MCLMC then does the work.
+        minibatches on the host (a data loader, a generator; rows drawn with
+        replacement), of which the warmup takes ``num_steps``; or None for a full-batch
+        log-density: BlackJAX's tuner of MCLMC then does the work.
     preconditioner
         ``"dense"``, ``"kronecker"`` (for neural networks: two factors per matrix of
         parameters), ``"low_rank"`` (a diagonal, corrected in a few noisy directions),

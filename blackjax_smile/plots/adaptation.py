@@ -16,6 +16,9 @@ BLOCK, MAX_BLOCKS = 50, 400
 #: Quantiles of the deflections of a block that bound the band.
 BAND = (0.05, 0.95)
 
+#: Step sizes below this share of the median's last are those of a failed chain.
+NEGLIGIBLE = 1e-3
+
 
 class _Phase(NamedTuple):
     """Warmup or sampling: arrays ``(chain, draw)`` from gradient ``start`` on."""
@@ -80,7 +83,8 @@ def plot_adaptation(
     ImportError
         Without matplotlib.
     ValueError
-        If ``info`` holds no history of steps: a full-batch warmup leaves none.
+        If ``info`` holds no history of steps: a full-batch warmup leaves none. If
+        ``thinning`` is less than 1.
 
     Examples
     --------
@@ -96,6 +100,8 @@ def plot_adaptation(
     >>> [ax.get_ylabel() for ax in axes][1]
     'deflection (radians)'
     """
+    if thinning < 1:
+        raise ValueError(f"thinning must be at least 1, got {thinning}.")
     statistics = getattr(info, "statistics", None)
     info = getattr(info, "adaptation", getattr(info, "info", info))
     if not hasattr(info, "steps"):
@@ -116,7 +122,7 @@ def plot_adaptation(
     phases = [warmup] if sampling is None else [warmup, sampling]
     _draw_step_size(axes[0], info, warmup, phases[-1].stop)
     targets = np.atleast_2d(np.asarray(info.windows.target_deflection, np.float64))
-    _draw_deflection(axes[1], phases, np.median(targets, axis=0), borders)
+    _draw_deflection(axes[1], phases, _median(targets), borders)
     _draw_rejections(axes[2], phases)
     for ax in axes:
         ax.set_xlim(0, phases[-1].stop)
@@ -140,6 +146,12 @@ def _phase(deflection: Any, rejected: Any, start: int, thinning: int) -> _Phase:
     return _Phase(deflection.astype(np.float64), rejected.astype(np.int64), start, thinning)
 
 
+def _median(chains: Any) -> Any:
+    """Return the median over the chains where it is known of one."""
+    known = np.isfinite(chains).any(axis=0)
+    return np.where(known, np.nanmedian(np.where(known, chains, 0), axis=0), np.nan)
+
+
 def _draw_step_size(ax: Any, info: Any, warmup: _Phase, stop: int) -> None:
     step_size = np.atleast_2d(np.asarray(info.steps.step_size, np.float64))
     # The one that sampling has is that after the last window.
@@ -150,17 +162,22 @@ def _draw_step_size(ax: Any, info: Any, warmup: _Phase, stop: int) -> None:
         lines = ax.plot(x, y.T, color="0.7", lw=0.7)
         lines[0].set_label("each chain")
     label = "median" if len(y) > 1 else "step size"
-    ax.plot(x, np.nanmedian(y, axis=0), color="black", lw=1.2, label=label)
+    median = _median(y)
+    ax.plot(x, median, color="black", lw=1.2, label=label)
     ax.set_yscale("log")
-    # The first steps double from next to nothing, and would take most of the axis.
-    ax.set_ylim(np.nanquantile(y, 0.01) / 1.5, 1.5 * np.nanmax(y))
+    # The first steps double from next to nothing, those of a failed chain shrink to it, and both
+    # would take most of the axis.
+    usual = y[np.isfinite(y) & (y > NEGLIGIBLE * median[-1])]
+    if usual.size:
+        ax.set_ylim(np.quantile(usual, 0.01) / 1.5, 1.5 * usual.max())
     ax.set_ylabel("step size\n(whitened coordinates)")
     if len(y) > 1:
         ax.legend(frameon=False, fontsize="small")
 
 
 def _draw_deflection(ax: Any, phases: list[_Phase], targets: Any, borders: Any) -> None:
-    lowest, highest = targets.min(), targets.max()
+    known = targets[np.isfinite(targets)]
+    lowest, highest = known.min(initial=np.inf), known.max(initial=0.0)
     for phase in phases:
         rows = []
         for block, middle, _ in _blocks(phase):
@@ -182,7 +199,8 @@ def _draw_deflection(ax: Any, phases: list[_Phase], targets: Any, borders: Any) 
     label = "target, " + " then ".join(f"{x:.2g}" for x in dict.fromkeys(targets))
     ax.stairs(targets, edges, baseline=None, color="0.4", ls="--", lw=1, label=label)
     ax.set_yscale("log")
-    ax.set_ylim(lowest / 3, 1.5 * highest)
+    if np.isfinite(lowest):
+        ax.set_ylim(lowest / 3, 1.5 * highest)
     ax.set_ylabel("deflection (radians)")
     ax.legend(frameon=False, fontsize="small", ncols=3)
 

@@ -55,7 +55,8 @@ def plot_noise_spectrum(noise: GradientNoise, ax: Any = None) -> Any:
         rank = np.arange(1, len(eigenvalues) + 1)
         label = f"{label} (anisotropy {float(summary.anisotropy):.2g})"
         # Rounding may leave an eigenvalue of an all-zero direction below zero.
-        positive = np.where(eigenvalues > 0, eigenvalues / eigenvalues.mean(), np.nan)
+        mean = eigenvalues.mean() if (eigenvalues > 0).any() else np.nan
+        positive = np.where(eigenvalues > 0, eigenvalues / mean, np.nan)
         ax.plot(rank, positive, label=label, ms=4, lw=1.2, **style)
     ratio = len(rank) / num_draws
     if ratio < 1:

@@ -26,7 +26,7 @@ def too_few(engine: Engine, gradient: int) -> ValueError:
         f"warmup and {settings.num_samples} x {settings.thinning} for the draws, for each of "
         f"{each} chains), but the iterable ended after {gradient * each}. With a store, what was "
         "sampled so far is in it and the same call with a longer iterable goes on from there. Pass "
-        "one that repeats its epochs: a data loader in "
+        "one that goes on: a data loader, which should draw its rows with replacement, in "
         "itertools.chain.from_iterable(itertools.repeat(loader))."
     )
 

@@ -84,7 +84,8 @@ def sample(
         ``set_state`` (grain) or it has ``state_dict`` and ``load_state_dict``;
         otherwise a resumed run takes it from its start and drops what was used, so
         it must give the same minibatches again. With several processes, each
-        passes an iterable for its own chains.
+        passes an iterable for its own chains. Rows are to be drawn with replacement: a chain
+        that sees whole epochs of a shuffling loader has a posterior too narrow.
     num_warmup
         Gradients of each chain's warmup.
     num_samples
