@@ -47,7 +47,7 @@ GRIDS = {
         "airfoil": (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
         "bikesharing": (1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
     },
-    "naive": {"airfoil": (0.1, 0.3, 1.0, 3.0), "bikesharing": (0.3, 1.0, 3.0, 10.0, 30.0)},
+    "naive": {"airfoil": (0.1, 0.3, 1.0, 3.0), "bikesharing": (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)},
 }
 METHODS = ("ensemble", "smile", "diagonal", "dense", "sgld", "sghmc", "naive", "nuts")
 MINIBATCH_RIVALS = ("diagonal", "sgld", "sghmc", "naive")

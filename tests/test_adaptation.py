@@ -378,7 +378,7 @@ class TestErrors:
 
 def test_a_built_algorithm_or_a_data_set_is_refused():
     built = blackjax_smile.smile(PROBLEM.logdensity_fn, step_size=0.1)
-    for algorithm in (built, PROBLEM.logdensity_fn):
+    for algorithm in (built, PROBLEM.logdensity_fn, blackjax_smile.online_smile, blackjax.mclmc):
         with pytest.raises(ValueError, match=r"must be blackjax_smile\.smile itself"):
             blackjax_smile.smile_adaptation(algorithm, PROBLEM.logdensity_fn, None)
     for data in (PROBLEM.data, list(PROBLEM.data), PROBLEM.data[0]):
@@ -386,6 +386,8 @@ def test_a_built_algorithm_or_a_data_set_is_refused():
             blackjax_smile.smile_adaptation(blackjax_smile.smile, PROBLEM.logdensity_fn, data)
     with pytest.raises(ValueError, match="minibatch_fn must be a function"):
         blackjax_smile.with_minibatches(built, PROBLEM.data)
+    with pytest.raises(ValueError, match=r"minibatch_fn must be a function of a key .* got int"):
+        blackjax_smile.smile_adaptation(blackjax_smile.smile, PROBLEM.logdensity_fn, 5)
 
 
 class TestParts:

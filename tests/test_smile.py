@@ -292,6 +292,8 @@ class TestErrors:
             ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
             ({"step_size": -1.0}, "step_size must be positive"),
             ({"step_size": np.nan}, "step_size must be positive"),
+            ({"step_size": "0.1"}, "step_size must be one number, got '0.1'"),
+            ({"step_size": np.ones(3)}, "step_size must be one number"),
             ({"step_size": 1.0, "L": -1.0}, "L must be positive"),
             ({"step_size": 1.0, "energy_threshold": 0.0}, "energy_threshold must be positive"),
             ({"step_size": 1.0, "inverse_mass_matrix": jnp.ones((2, 3))}, r"\(2, 3\)"),

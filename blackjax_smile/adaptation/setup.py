@@ -1,5 +1,6 @@
 """Setting up an adaptation: which preconditioner, how minibatches are split, checks."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,16 @@ TUNERS = {"deflection": DEFLECTION, "energy_variance": ENERGY_VARIANCE}
 
 
 def check_algorithm(algorithm: Any) -> None:
-    """Raise unless it is an algorithm like `blackjax_smile.smile`, not one already built."""
-    if not (hasattr(algorithm, "init") and hasattr(algorithm, "build_kernel")):
+    """Raise unless it is an algorithm like `blackjax_smile.smile`, not one already built.
+
+    Its kernel splits minibatches in parts, which those of other samplers do not.
+    """
+    build_kernel = getattr(algorithm, "build_kernel", None)
+    splits = build_kernel is not None and "num_parts" in inspect.signature(build_kernel).parameters
+    if not (hasattr(algorithm, "init") and splits):
         raise ValueError(
-            "algorithm must be blackjax_smile.smile itself, not what smile(...) returns, got "
-            f"{type(algorithm).__name__}."
+            "algorithm must be blackjax_smile.smile itself, not what smile(...) returns or another "
+            f"sampler, got {type(algorithm).__name__}."
         )
 
 

@@ -163,6 +163,11 @@ def smile_adaptation(
     check_algorithm(algorithm)
     check_options(preconditioner, target_deflection, tuner)
     if not (callable(minibatch_fn) or minibatch_fn is None):
+        if not isinstance(minibatch_fn, Iterable):
+            raise ValueError(
+                "minibatch_fn must be a function of a key or an iterable of minibatches, got "
+                f"{type(minibatch_fn).__name__}."
+            )
         check_no_data_set(minibatch_fn, "pass minibatch_sampler(data, batch_size)")
     axis = CHAIN_AXIS if pooled else None
     build = functools.partial(

@@ -204,7 +204,15 @@ def as_top_level_api(
     if step_size is None:
         raise ValueError("smile needs a step_size; smile_adaptation finds one.")
     for name, value in (("step_size", step_size), ("L", L), ("energy_threshold", energy_threshold)):
-        if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > 0):
+        is_traced = isinstance(value, jax.core.Tracer)
+        if np.shape(value) or not (
+            is_traced or jnp.issubdtype(np.asarray(value).dtype, jnp.number)
+        ):
+            raise ValueError(
+                f"{name} must be one number, got {value!r}. Of several chains each has its own "
+                "under jax.vmap."
+            )
+        if not is_traced and not np.asarray(value) > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     if integrator is None:
         inverse_mass_matrix = as_preconditioner(inverse_mass_matrix)
