@@ -103,7 +103,8 @@ def classification_network(
     num_features
         Length of a row's ``x``.
     num_classes
-        Classes are numbered from 0.
+        Classes are numbered from 0. Of another label the log-likelihood is NaN, so that the
+        minibatches that hold it are rejected.
     hidden
         Numbers of units.
     """
@@ -115,7 +116,10 @@ def classification_network(
         return apply_mlp(position, row[0])
 
     def loglikelihood(position, row):
-        return jax.nn.log_softmax(logits(position, row))[row[1]]
+        of_classes = jax.nn.log_softmax(logits(position, row))
+        # JAX would take the nearest class for a label that is none.
+        is_class = (row[1] >= 0) & (row[1] < num_classes)
+        return jnp.where(is_class, of_classes[row[1]], jnp.nan)
 
     def predict(position, row):
         return jax.nn.softmax(logits(position, row))

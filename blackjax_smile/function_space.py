@@ -28,7 +28,8 @@ class PredictionDiagnostics(NamedTuple):
         The same of each chain by itself (its halves against each other), shape
         ``(rows, ..., chains)``, the within-chain view.
     ess
-        Effective sample size over all chains.
+        Effective sample size of the mean over all chains (`blackjax.ess`: neither split nor
+        rank-normalised, so other than ArviZ's bulk ESS where chains differ or tails are heavy).
     ess_within
         The same of each chain by itself, shape ``(rows, ..., chains)``.
     """

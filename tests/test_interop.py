@@ -269,3 +269,15 @@ def test_numpyro_programs_that_cannot_be_sampled():
     ):
         with pytest.raises(ValueError, match=message):
             numpyro_logdensity(model, 100, jnp.arange(7.0))
+
+
+@pytest.mark.parametrize("label", [-1, 3, 100])
+def test_a_label_that_is_no_class_is_no_number(label):
+    """JAX would take the last class for it."""
+    from blackjax_smile import bnn
+
+    network = bnn.classification_network(2, 3)
+    position = network.init(jax.random.key(0))
+    assert jnp.isnan(network.loglikelihood(position, (jnp.ones(2), label)))
+    values = [network.loglikelihood(position, (jnp.ones(2), c)) for c in range(3)]
+    np.testing.assert_allclose(jnp.sum(jnp.exp(jnp.stack(values))), 1, rtol=1e-5)

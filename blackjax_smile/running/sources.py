@@ -238,7 +238,7 @@ def open_source(
             )
         return minibatches
     check_no_data_set(minibatches, "pass batch_size with it")
-    if not isinstance(minibatches, Iterable):
+    if not isinstance(minibatches, Iterable) or isinstance(minibatches, str | bytes):
         raise ValueError(
             "minibatches must be a function rng_key -> minibatch, arrays with batch_size, or an "
             f"iterable of minibatches; got {type(minibatches).__name__}."
