@@ -313,6 +313,11 @@ class TestHostIterable:
 
 
 class TestErrors:
+    def test_single_precision_in_the_full_batch_tuner(self, x64):
+        warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, lambda x: -0.5 * x @ x)
+        with pytest.raises(ValueError, match=r"float64 alone .* got \['float32'\]"):
+            warmup.run(jax.random.key(0), jnp.zeros(3, jnp.float32), num_steps=100)
+
     def test_odd_batch(self):
         with pytest.raises(ValueError, match="must be even; got 51"):
             adapt(batch_size=51)

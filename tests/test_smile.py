@@ -350,6 +350,12 @@ class TestErrors:
         with pytest.raises(ValueError, match="float32 or wider"):
             algorithm.init(jnp.zeros(4, jnp.bfloat16), jax.random.key(0))
 
+    def test_mixed_dtypes_with_an_integrator(self, x64):
+        position = {"a": jnp.ones(2, jnp.float32), "b": jnp.ones(2, jnp.float64)}
+        algorithm = smile(quadratic, step_size=0.1, integrator=INTEGRATORS[1])
+        with pytest.raises(ValueError, match=r"one dtype; got \['float32', 'float64'\]"):
+            algorithm.init(position, jax.random.key(0))
+
     def test_parts_with_an_integrator(self):
         with pytest.raises(ValueError, match="num_parts"):
             smile.build_kernel(INTEGRATORS[1], num_parts=2)

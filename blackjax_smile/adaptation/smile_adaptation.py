@@ -237,6 +237,13 @@ def smile_adaptation(
 
 def _adapt_full_batch(rng_key, position, logdensity_fn, num_steps: int):
     """Tune `smile` on a full-batch log-density by BlackJAX's tuner of MCLMC."""
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(position)}
+    if dtypes - {jnp.zeros(()).dtype}:
+        raise ValueError(
+            "BlackJAX's tuner of MCLMC, which adapts a full-batch log-density, takes positions of "
+            f"{jnp.zeros(()).dtype} alone (as jax_enable_x64 says); got "
+            f"{sorted(map(str, dtypes))}. Cast the position."
+        )
     init_key, tune_key = jax.random.split(rng_key)
     # Three phases of 0.3, the second of which the tuner lengthens by a third.
     state, tuned, taken = blackjax.mclmc_find_L_and_step_size(

@@ -65,6 +65,12 @@ def init(
             "BlackJAX's integrators need leaves of float32 or wider; use the default integrator "
             "(integrator=None) for bfloat16 or float16 leaves."
         )
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(position)})
+    if integrator is not None and len(dtypes) > 1:
+        raise ValueError(
+            f"BlackJAX's integrators put all leaves into one vector, of one dtype; got {dtypes}. "
+            "Use the default integrator (integrator=None), or cast the position."
+        )
     like = jax.tree.map(lambda x: jnp.zeros(x.shape, _tree.accumulation_dtype(x)), position)
     dtype = _tree.scalar_dtype(position)
     logdensity, grad = jnp.full((), -jnp.inf, dtype), None
