@@ -4,7 +4,8 @@
 
 The mean of a normal law in five dimensions, exact posterior. Four chains, each fed with
 minibatches of its own: rows drawn independently, or every row once in an epoch. Nothing set by
-hand; 3000 + 40 000 gradients.
+hand; 3000 + 40 000 gradients. Then by `blackjax_smile.sample`, whose chains take turns from one
+such loader, or share its minibatches; 100 minibatches in an epoch.
 
 ratio       variance of the draws around the exact mean over the exact variance, mean over
             coordinates and chains, with the standard error over the chains
@@ -12,6 +13,7 @@ anisotropy  of the whitened noise in the last window, mean over the chains
 """
 
 import argparse
+import warnings
 from collections.abc import Iterator
 
 import jax
@@ -35,14 +37,20 @@ def indices(rng: np.random.Generator, kind: str, data_size: int, batch_size: int
             )
 
 
-def run(kind: str, data_size: int, batch_size: int, num_steps: int) -> dict:
+def problem(data_size: int) -> tuple:
+    """Return data, the exact posterior mean, and the log-density."""
     rng = np.random.default_rng(0)
     data = (1 + rng.normal(size=(data_size, DIMENSION))).astype(np.float32)
-    exact_mean = data.astype(np.float64).sum(axis=0) / (data_size + 1)
 
     def logdensity_fn(x, batch):
         squares = jnp.sum((batch - x) ** 2, axis=1)
         return -0.5 * x @ x - 0.5 * data_size * jnp.mean(squares)
+
+    return data, data.astype(np.float64).sum(axis=0) / (data_size + 1), logdensity_fn
+
+
+def run(kind: str, data_size: int, batch_size: int, num_steps: int) -> dict:
+    data, exact_mean, logdensity_fn = problem(data_size)
 
     def sample(rng_key, state, parameters, rows):
         algorithm = blackjax_smile.smile(logdensity_fn, **parameters)
@@ -60,9 +68,11 @@ def run(kind: str, data_size: int, batch_size: int, num_steps: int) -> dict:
             blackjax_smile.smile, logdensity_fn, (data[i] for i in rows)
         )
         warmup_key, sample_key = jax.random.split(jax.random.key(chain))
-        (state, parameters), info = warmup.run(
-            warmup_key, jnp.asarray(data.mean(axis=0)), num_steps=NUM_WARMUP
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of just this
+            (state, parameters), info = warmup.run(
+                warmup_key, jnp.asarray(data.mean(axis=0)), num_steps=NUM_WARMUP
+            )
         ids = np.stack([next(rows) for _ in range(num_steps)])
         draws = np.asarray(jax.jit(sample)(sample_key, state, parameters, ids), np.float64)
         ratios.append(np.mean((draws - exact_mean) ** 2) * (data_size + 1))
@@ -72,6 +82,32 @@ def run(kind: str, data_size: int, batch_size: int, num_steps: int) -> dict:
         "in an epoch": data_size // batch_size,
         "ratio": f"{np.mean(ratios):.3f} +- {np.std(ratios, ddof=1) / NUM_CHAINS**0.5:.3f}",
         "anisotropy": float(np.mean(anisotropies)),
+    }
+
+
+def run_in_turn(num_chains: int, share: bool, num_steps: int) -> dict:
+    data, exact_mean, logdensity_fn = problem(5000)
+    loader = indices(np.random.default_rng(1), "epochs", 5000, 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of just this
+        result = blackjax_smile.sample(
+            jax.random.key(0),
+            logdensity_fn,
+            jnp.tile(jnp.asarray(data.mean(axis=0)), (num_chains, 1)),
+            (data[rows] for rows in loader),
+            num_warmup=NUM_WARMUP,
+            num_samples=num_steps // 10,
+            thinning=10,
+            share_minibatches=share,
+            progress_bar=False,
+        )
+    squares = (np.asarray(result.positions, np.float64) - exact_mean) ** 2
+    ratios = np.mean(squares, axis=(1, 2)) * (len(data) + 1)
+    error = np.std(ratios, ddof=1) / num_chains**0.5 if num_chains > 1 else np.nan
+    return {
+        "chains": num_chains,
+        "share_minibatches": share,
+        "ratio": f"{np.mean(ratios):.3f} +- {error:.3f}",
     }
 
 
@@ -86,6 +122,8 @@ def main() -> None:
             for kind in ("independent", "epochs")
         ]
     )
+    turns = [(1, False), (2, False), (4, False), (8, False), (4, True)]
+    print_table([run_in_turn(num, share, args.num_steps) for num, share in turns])
 
 
 if __name__ == "__main__":

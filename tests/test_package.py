@@ -28,6 +28,7 @@ LAYERS = {
     "minibatch": {"_tree"},
     "_streaming": {"_tree", "_jitted", "minibatch"},
     "warm_start": {"_tree", "_jitted", "minibatch_gradient"},
+    "_epochs": set(),
     "_keyed": {"_streaming", "minibatch"},
     "prediction": {"_tree", "_keyed", "_streaming", "minibatch"},
     "evaluation": {"_tree", "prediction"},
@@ -38,6 +39,7 @@ LAYERS = {
     "adaptation": {
         "_tree",
         "_batching",
+        "_epochs",
         "_averaging",
         "minibatch",
         "gamma",
@@ -58,6 +60,7 @@ LAYERS = {
     "_extras": set(),
     "running": {
         "_tree",
+        "_epochs",
         "_averaging",
         "_chains",
         "_extras",

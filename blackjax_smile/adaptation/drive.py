@@ -1,5 +1,6 @@
 """Running the windows of an adaptation: in one compiled loop, or from a host iterable."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile._batching import unwrap_key
+from blackjax_smile._epochs import IN_EPOCHS, EpochDetector
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
@@ -97,6 +99,11 @@ def run_on_host(
     ------
     ValueError
         If the iterable ends before the adaptation does.
+
+    Warns
+    -----
+    UserWarning
+        If the minibatches come in epochs.
     """
     _, step_key, window_key = jax.random.split(rng_key, 3)
     batches = _exactly(minibatches, schedule.num_probes + sum(schedule.windows))
@@ -135,10 +142,13 @@ def _history_row(state: AdaptationState, info: SmileInfo) -> StepHistory:
 
 def _exactly(minibatches: Iterable[ArrayTree], needed: int) -> Iterator[ArrayTree]:
     """Yield minibatches; raise if there are fewer than needed."""
-    count = 0
+    count, detector = 0, EpochDetector()
     for minibatch in minibatches:
-        yield minibatch
+        detector.look(minibatch)
         count += 1
+        if count == needed and detector.in_epochs:
+            warnings.warn(IN_EPOCHS, stacklevel=2)
+        yield minibatch
     raise ValueError(
         f"The adaptation needs {needed} minibatches, but the iterable ended after {count}. "
         "Pass one that goes on (itertools.chain.from_iterable(itertools.repeat(loader)) for a data "

@@ -149,7 +149,8 @@ def sample(
     -----
     UserWarning
         For chains whose adaptation failed, by index; the others go on. For chains that
-        were still on their way to the posterior when the warmup ended.
+        were still on their way to the posterior when the warmup ended. For an iterable whose
+        minibatches come in epochs, if fewer than four chains take turns.
 
     Examples
     --------

@@ -18,6 +18,7 @@ from blackjax_smile.running.settings import Settings
 from blackjax_smile.running.warmup_checks import (
     check_moved,
     warn_of_chains_on_the_way,
+    warn_of_epochs,
     warn_of_rejections,
 )
 from blackjax_smile.sgmcmc import smile
@@ -138,6 +139,7 @@ def run(
             # A resumed run is told again what its warmup came to.
             going = ~check_moved(engine, adapted)
             warn_of_chains_on_the_way(engine, adapted)
+            told = warn_of_epochs(engine)
             schedule = settings.schedule
             rejected = placement.fetch(adapted.windows.num_rejected)[:, -1]
             warn_of_rejections(rejected[going], schedule.fast_window, "at the end of the warmup")
@@ -146,6 +148,8 @@ def run(
             rejected = placement.fetch(chains.num_rejected)[going]
             num_steps = settings.num_gradients - settings.num_warmup
             warn_of_rejections(rejected, num_steps, "of the sampling")
+            if not told:
+                warn_of_epochs(engine)
         finally:
             progress.close()
     except (jax.errors.JaxRuntimeError, ValueError) as error:

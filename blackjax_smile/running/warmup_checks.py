@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from blackjax.util import pytree_size
 
+from blackjax_smile._epochs import IN_EPOCHS
 from blackjax_smile.running.engine import Engine
 from blackjax_smile.running.journal import Adapted
 
-__all__ = ["check_moved", "warn_of_chains_on_the_way", "warn_of_rejections"]
+__all__ = ["check_moved", "warn_of_chains_on_the_way", "warn_of_epochs", "warn_of_rejections"]
 
 #: A share of rejected steps above this biases the draws.
 MANY_REJECTED = 0.05
@@ -64,6 +65,16 @@ def warn_of_rejections(num_rejected: np.ndarray, num_steps: int, when: str) -> N
             "with missing or absurd values. See `diverging` in the statistics of the draws.",
             stacklevel=4,
         )
+
+
+def warn_of_epochs(engine: Engine) -> bool:
+    """Warn of minibatches without replacement, and return whether; an epoch may be longer."""
+    narrows = engine.feed is not None and getattr(engine.feed.source, "narrows", False)
+    if narrows:
+        warnings.warn(
+            f"{IN_EPOCHS} Or let four chains and more take turns from one loader.", stacklevel=4
+        )
+    return narrows
 
 
 def warn_of_chains_on_the_way(engine: Engine, adapted: Adapted) -> None:
