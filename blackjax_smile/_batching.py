@@ -1,16 +1,16 @@
 """A conditional that stays one under `jax.vmap`, and keys for conditionals."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import Array, PRNGKey
+from blackjax.types import Array
 
 from blackjax_smile import _tree
 
-__all__ = ["rarely", "unwrap_key"]
+__all__ = ["rarely", "unwrap_keys"]
 
 
 def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: Any) -> Any:
@@ -28,14 +28,15 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
         Maps the operand to a tree of the same structure, shapes and dtypes. It
         must not close over traced arrays: pass them as ``args``.
     operand, args
-        Trees of arrays.
+        Trees of arrays; of the args, keys too.
     """
+    args, wrap = unwrap_keys(args)
 
     @jax.custom_batching.custom_vmap
     def conditional(predicate, operand, args):
         return jax.lax.cond(
             predicate,
-            lambda operand, args: function(operand, *args),
+            lambda operand, args: function(operand, *wrap(args)),
             lambda operand, _: operand,
             operand,
             args,
@@ -51,7 +52,7 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
 
         def masked(operand, predicate, args):
             def one(predicate, operand, args):
-                return _tree.select(predicate, function(operand, *args), operand)
+                return _tree.select(predicate, function(operand, *wrap(args)), operand)
 
             return jax.vmap(one, in_axes=(0, 0, axes))(predicate, operand, args)
 
@@ -61,11 +62,36 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
     return conditional(predicate, operand, args)
 
 
-def unwrap_key(rng_key: PRNGKey) -> tuple[Array, Callable[[Array], PRNGKey]]:
-    """Return a key's numbers, and the function that makes a key of them.
+@dataclasses.dataclass(frozen=True)
+class _Wrap:
+    """Makes keys of their numbers again; equal for trees of the same kinds of leaves.
 
-    For a conditional: JAX's checker of the reuse of keys (``jax_debug_key_reuse``) counts what
-    each branch draws, though one draw alone is used.
+    impls
+        Of each leaf that was a key its implementation, None of the others.
     """
-    wrap = functools.partial(jax.random.wrap_key_data, impl=jax.random.key_impl(rng_key))
-    return jax.random.key_data(rng_key), wrap
+
+    impls: tuple[Any, ...]
+
+    def __call__(self, tree: Any) -> Any:
+        leaves, structure = jax.tree.flatten(tree)
+        wrapped = [
+            leaf if impl is None else jax.random.wrap_key_data(leaf, impl=impl)
+            for leaf, impl in zip(leaves, self.impls, strict=True)
+        ]
+        return jax.tree.unflatten(structure, wrapped)
+
+
+def unwrap_keys(tree: Any) -> tuple[Any, _Wrap]:
+    """Return the tree with the numbers of its keys in their place, and what makes keys of them.
+
+    For conditionals and loops: JAX's checker of the reuse of keys (``jax_debug_key_reuse``)
+    counts what each branch draws, though one draw alone is used.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    is_key = [
+        isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        for leaf in leaves
+    ]
+    impls = [jax.random.key_impl(x) if key else None for x, key in zip(leaves, is_key, strict=True)]
+    numbers = [jax.random.key_data(x) if key else x for x, key in zip(leaves, is_key, strict=True)]
+    return jax.tree.unflatten(structure, numbers), _Wrap(tuple(impls))

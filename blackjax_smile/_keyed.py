@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, PRNGKey
 
+from blackjax_smile._batching import unwrap_keys
 from blackjax_smile._streaming import flat_draws
 from blackjax_smile.minibatch import data_size
 
@@ -19,12 +20,11 @@ class _Keyed:
     """A function that draws, of a position with its key and a row with its number."""
 
     sample_fn: Callable
-    impl: Any
+    wrap: Callable[[Array], PRNGKey]
 
     def __call__(self, position: Any, row: Any) -> Array:
         (position, key_data), (row, index) = position, row
-        rng_key = jax.random.wrap_key_data(key_data, impl=self.impl)
-        return self.sample_fn(jax.random.fold_in(rng_key, index), position, row)
+        return self.sample_fn(jax.random.fold_in(self.wrap(key_data), index), position, row)
 
 
 def with_keys(
@@ -32,7 +32,6 @@ def with_keys(
 ) -> tuple[_Keyed, tuple, tuple]:
     """Return the function of draws, each with a key of its own, and rows, each with its number."""
     draws, (num_chains, num_draws) = flat_draws(positions)
-    keys = jax.random.split(rng_key, num_chains * num_draws)
-    # As numbers: JAX's checker of the reuse of keys would count each block of rows.
-    keyed = _Keyed(sample_fn, jax.random.key_impl(rng_key))
-    return keyed, (draws, jax.random.key_data(keys)), (data, jnp.arange(data_size(data)))
+    # As numbers: each block of rows would count as one more use of the keys.
+    key_data, wrap = unwrap_keys(jax.random.split(rng_key, num_chains * num_draws))
+    return _Keyed(sample_fn, wrap), (draws, key_data), (data, jnp.arange(data_size(data)))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree, PRNGKey
 
-from blackjax_smile._batching import unwrap_key
+from blackjax_smile._batching import unwrap_keys
 from blackjax_smile._epochs import IN_EPOCHS, EpochDetector
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
@@ -77,7 +77,7 @@ def run_on_device(
     lengths = jnp.asarray(schedule.windows)
     stops = jnp.cumsum(lengths)
     windows_left = jnp.arange(len(lengths))[::-1]
-    keys, wrap = unwrap_key(jax.random.split(window_key, len(lengths)))
+    keys, wrap = unwrap_keys(jax.random.split(window_key, len(lengths)))
     scalars = jnp.zeros(sum(schedule.windows), state.step_size.step_size.dtype)
     history = StepHistory(scalars, scalars, scalars, scalars.astype(bool))
     (state, history), windows = jax.lax.scan(
@@ -141,7 +141,7 @@ def _history_row(state: AdaptationState, info: SmileInfo) -> StepHistory:
 
 
 def _exactly(minibatches: Iterable[ArrayTree], needed: int) -> Iterator[ArrayTree]:
-    """Yield minibatches; raise if there are fewer than needed."""
+    """Yield minibatches; raise if there are fewer than needed, warn if they come in epochs."""
     count, detector = 0, EpochDetector()
     for minibatch in minibatches:
         detector.look(minibatch)

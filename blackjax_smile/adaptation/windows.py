@@ -9,7 +9,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
-from blackjax_smile._batching import unwrap_key
+from blackjax_smile._batching import unwrap_keys
 from blackjax_smile.adaptation import energy, refresh_length, restraint, step_size
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.state import AdaptationState, Probe, WindowInfo, WindowStatistics
@@ -159,7 +159,7 @@ class WindowedAdaptation(NamedTuple):
         )
         accepted = ~info.is_divergent
 
-        key_data, wrap = unwrap_key(complement_key)
+        key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
             zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)

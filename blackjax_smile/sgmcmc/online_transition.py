@@ -1,6 +1,5 @@
 """State and Info of an always-on chain, and the parts of its transition."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
-from blackjax_smile._batching import rarely, unwrap_key
+from blackjax_smile._batching import rarely
 from blackjax_smile.sgmcmc import dynamics
 from blackjax_smile.sgmcmc.energy_tuner import FIRST_STEPS, EnergyThresholds, EnergyTuner
 from blackjax_smile.sgmcmc.running_moments import RunningMoments, update_running_moments
@@ -144,10 +143,9 @@ def reject(
     # An infinite change is above no infinite threshold.
     rejected = jnp.isinf(energy_change) | (jnp.abs(energy_change) > thresholds.rejection)
     new = _tree.select(rejected, state, proposed)
-    key_data, wrap = unwrap_key(rng_key)
-    momentum = rarely(rejected, functools.partial(_redraw, wrap), new.momentum, key_data)
+    momentum = rarely(rejected, _redraw, new.momentum, rng_key)
     return new._replace(momentum=momentum), rejected
 
 
-def _redraw(wrap: Callable, momentum: ArrayTree, key_data: Array) -> ArrayTree:
-    return dynamics.random_momentum(wrap(key_data), momentum)
+def _redraw(momentum: ArrayTree, rng_key: PRNGKey) -> ArrayTree:
+    return dynamics.random_momentum(rng_key, momentum)

@@ -1,6 +1,5 @@
 """State and Info of a SMILE chain, and the parts of its transition."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,7 +9,7 @@ from blackjax.types import Array, ArrayTree
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
-from blackjax_smile._batching import rarely, unwrap_key
+from blackjax_smile._batching import rarely
 from blackjax_smile.minibatch_gradient import SplitGradient, value_and_grad
 from blackjax_smile.preconditioners.metric import Metric
 from blackjax_smile.sgmcmc import dynamics
@@ -200,21 +199,20 @@ def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_
         state.clock, pytree_size(state.position), preconditioner, step_size, L
     )
     redrawn = info.is_divergent & jnp.isfinite(info.energy_change)
-    key_data, wrap = unwrap_key(rng_key)
     return rarely(
         (due & ~info.is_divergent) | redrawn,
-        functools.partial(_refresh_or_redraw, wrap),
+        _refresh_or_redraw,
         state.momentum,
         redrawn,
-        key_data,
+        rng_key,
         (preconditioner, step_size, L, interval),
     )
 
 
-def _refresh_or_redraw(wrap, momentum, redrawn, key_data, refresh_args):
-    refreshed = dynamics.refresh(wrap(key_data), momentum, *refresh_args)
-    return rarely(redrawn, functools.partial(_redraw, wrap), refreshed, key_data)
+def _refresh_or_redraw(momentum, redrawn, rng_key, refresh_args):
+    refreshed = dynamics.refresh(rng_key, momentum, *refresh_args)
+    return rarely(redrawn, _redraw, refreshed, rng_key)
 
 
-def _redraw(wrap, momentum, key_data):
-    return dynamics.random_momentum(wrap(key_data), momentum)
+def _redraw(momentum, rng_key):
+    return dynamics.random_momentum(rng_key, momentum)
