@@ -13,6 +13,7 @@ __all__ = [
     "NoInfo",
     "ScheduledState",
     "check_batch_size",
+    "check_minibatch_fn",
     "check_no_data_set",
     "data_size",
     "minibatch_sampler",
@@ -54,6 +55,15 @@ def check_batch_size(batch_size: Any, size: int) -> int:
             f"got {batch_size!r}."
         )
     return operator.index(batch_size)
+
+
+def check_minibatch_fn(minibatch_fn: Any) -> None:
+    """Raise unless it is a function."""
+    if not callable(minibatch_fn):
+        raise ValueError(
+            "minibatch_fn must be a function rng_key -> minibatch, such as minibatch_sampler(data, "
+            f"batch_size); got {type(minibatch_fn).__name__}."
+        )
 
 
 def check_no_data_set(minibatches: Any, remedy: str) -> None:
@@ -182,11 +192,7 @@ def with_minibatches(
     >>> positions.shape
     (50, 1)
     """
-    if not callable(minibatch_fn):
-        raise ValueError(
-            "minibatch_fn must be a function rng_key -> minibatch, such as minibatch_sampler(data, "
-            f"batch_size); got {type(minibatch_fn).__name__}."
-        )
+    check_minibatch_fn(minibatch_fn)
     is_scheduled = any(map(callable, step_args))
 
     def init_fn(*args: Any, **kwargs: Any):

@@ -55,12 +55,20 @@ CONTRASTS = {
 }
 
 
+def _signature(function: Callable) -> inspect.Signature | None:
+    """Return the signature; None for a builtin without one."""
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+
+
 def takes_minibatch(logdensity_fn: Callable) -> bool:
     """Return whether a log-density needs a minibatch, or may (any number of arguments)."""
-    try:
-        parameters = list(inspect.signature(logdensity_fn).parameters.values())
-    except (TypeError, ValueError):  # a builtin without a signature
+    signature = _signature(logdensity_fn)
+    if signature is None:
         return False
+    parameters = signature.parameters.values()
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return True
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -70,9 +78,8 @@ def takes_minibatch(logdensity_fn: Callable) -> bool:
 
 def check_arguments(logdensity_fn: Callable, has_minibatch: bool) -> None:
     """Raise unless a log-density takes a position and, if there is one, a minibatch."""
-    try:
-        signature = inspect.signature(logdensity_fn)
-    except (TypeError, ValueError):  # a builtin without a signature
+    signature = _signature(logdensity_fn)
+    if signature is None:
         return
     arguments, remedy = ["position"], "For one on minibatches, pass these as well"
     if has_minibatch:

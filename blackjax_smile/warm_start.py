@@ -11,6 +11,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile._jitted import jitted
+from blackjax_smile.minibatch import check_minibatch_fn
 from blackjax_smile.minibatch_gradient import check_arguments
 
 __all__ = ["TrainedEnsemble", "train_ensemble"]
@@ -168,11 +169,7 @@ def train_ensemble(
             raise ValueError(f"{name} must be at least 1, got {number}.")
     if not callable(init_fn):
         raise ValueError(f"init_fn must be a function of a key, got {type(init_fn).__name__}.")
-    if not callable(minibatch_fn):
-        raise ValueError(
-            f"minibatch_fn must be a function of a key, got {type(minibatch_fn).__name__}. "
-            "blackjax_smile.minibatch_sampler(data, batch_size) makes one."
-        )
+    check_minibatch_fn(minibatch_fn)
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         raise ValueError(f"optimizer must be an optax one, like optax.adam(0.01), got {optimizer}.")
     check_arguments(logdensity_fn, has_minibatch=True)
