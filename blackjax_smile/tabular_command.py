@@ -35,8 +35,9 @@ def run(
     )
     fit = tabular_fit.fit_table(table, network, options, say)
     say("")
-    say(tabular_report.report(table, network, fit, options))
-    for path in tabular_report.save(table, network, fit, output, options.seed):
+    means = tabular_report.predictive_means(table, network, fit)
+    say(tabular_report.report(table, network, fit, options, means))
+    for path in tabular_report.save(table, network, fit, means, output, options.seed):
         say(f"wrote {path}")
 
 

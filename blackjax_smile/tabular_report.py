@@ -14,7 +14,7 @@ from blackjax_smile.function_space import prediction_diagnostics
 from blackjax_smile.tabular import Table
 from blackjax_smile.tabular_fit import TabularFit, TabularOptions
 
-__all__ = ["Scores", "report", "save", "score"]
+__all__ = ["Means", "Scores", "predictive_means", "report", "save", "score"]
 
 #: Level of the intervals in table and figure.
 LEVEL = 0.9
@@ -36,13 +36,29 @@ class Scores(NamedTuple):
     calibration: float
 
 
-def score(table: Table, network: bnn.Network, positions: ArrayTree) -> Scores:
-    """Return the scores of draws with leading axes (chain, draw)."""
+class Means(NamedTuple):
+    """Predictive means of the test rows, standardised: probabilities, or the target.
+
+    members, draws
+        Of the deep ensemble, and of all draws.
+    """
+
+    members: Array
+    draws: Array
+
+
+def predictive_means(table: Table, network: bnn.Network, fit: TabularFit) -> Means:
+    """Return the means, of which scores, predictions and figure are made."""
+    ensembles = (as_draws(fit.members), fit.positions)
+    return Means(*(prediction.predictive_mean(network.predict, x, table.test) for x in ensembles))
+
+
+def score(table: Table, network: bnn.Network, positions: ArrayTree, mean: Array) -> Scores:
+    """Return the scores of draws with leading axes (chain, draw) and their predictive mean."""
     rows = table.test
     # A density in the target's units: that of the standardised target over the deviation.
     lppd = float(evaluation.lppd(network.loglikelihood, positions, rows))
     lppd -= float(np.log(table.target_deviation))
-    mean = prediction.predictive_mean(network.predict, positions, rows)
     if network.cdf is None:
         error = float(evaluation.accuracy(mean, rows[1]))
         calibration = float(evaluation.expected_calibration_error(mean, rows[1]))
@@ -58,13 +74,18 @@ def as_draws(members: ArrayTree) -> ArrayTree:
     return jax.tree.map(lambda x: x[:, None], members)
 
 
-def report(table: Table, network: bnn.Network, fit: TabularFit, options: TabularOptions) -> str:
+def report(
+    table: Table, network: bnn.Network, fit: TabularFit, options: TabularOptions, means: Means
+) -> str:
     """Return the table of results."""
     is_regression = table.task == "regression"
     names = ("RMSE", "90 % coverage") if is_regression else ("accuracy", "calibration error")
     lines = [f"{'':16}{names[0]:>14}{'log pred. density':>20}{names[1]:>20}"]
-    for name, draws in (("deep ensemble", as_draws(fit.members)), ("SMILE", fit.positions)):
-        s = score(table, network, draws)
+    scores = {
+        "deep ensemble": score(table, network, as_draws(fit.members), means.members),
+        "SMILE": score(table, network, fit.positions, means.draws),
+    }
+    for name, s in scores.items():
         lines.append(f"{name:16}{s.error:14.4g}{s.lppd:20.4f}{s.calibration:20.4f}")
     rejected = int(jnp.sum(fit.infos.is_divergent))
     num_chains = len(fit.adaptation.failed)
@@ -97,20 +118,25 @@ def _convergence(table: Table, network: bnn.Network, fit: TabularFit) -> list[st
 
 
 def save(
-    table: Table, network: bnn.Network, fit: TabularFit, folder: pathlib.Path, seed: int
+    table: Table,
+    network: bnn.Network,
+    fit: TabularFit,
+    means: Means,
+    folder: pathlib.Path,
+    seed: int,
 ) -> list[pathlib.Path]:
     """Write draws as NetCDF, predictions of the test rows and a figure; return their paths."""
     rows = table.test
-    draws = np.asarray(
-        prediction.posterior_predictive(jax.random.key(seed), network.sample, fit.positions, rows)
+    draws = prediction.posterior_predictive(
+        jax.random.key(seed), network.sample, fit.positions, rows
     )
     observed = np.asarray(rows[1])
     if network.cdf is not None:
         draws, observed = in_units(table, draws), in_units(table, observed)
     netcdf, figure = folder / "posterior.nc", folder / "figure.png"
     predictions = folder / "predictions.csv"
-    _predictions(table, network, fit, draws, observed).to_csv(predictions, index=False)
-    _plot(table, network, fit, draws, observed, figure)
+    _predictions(table, means, draws, observed).to_csv(predictions, index=False)
+    _plot(table, means, draws, observed, figure)
     pointwise = prediction.log_likelihood(network.loglikelihood, fit.positions, rows)
     idata = to_arviz(
         fit.positions,
@@ -145,24 +171,20 @@ def in_units(table: Table, values: Any) -> np.ndarray:
     return table.target_mean + table.target_deviation * np.asarray(values, np.float64)
 
 
-def _predictions(
-    table: Table, network: bnn.Network, fit: TabularFit, draws: np.ndarray, observed: np.ndarray
-) -> Any:
+def _predictions(table: Table, means: Means, draws: np.ndarray, observed: np.ndarray) -> Any:
     """Return a data frame of the test rows: observed, predicted, and how surely."""
     import pandas
 
     frame = pandas.DataFrame({"row": table.test_rows, "observed": observed})
-    if network.cdf is None:
+    if table.task == "classification":
         classes = np.asarray(table.classes, dtype=object)
-        mean = np.asarray(prediction.predictive_mean(network.predict, fit.positions, table.test))
+        mean = np.asarray(means.draws)
         frame["observed"], frame["predicted"] = classes[observed], classes[mean.argmax(axis=1)]
         columns = {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
         return frame.assign(**columns)
     low, middle, high = _interval(draws)
-    mean = prediction.predictive_mean(network.predict, fit.positions, table.test)
-    return frame.assign(
-        predicted=middle, **{"mean": in_units(table, mean), "5 %": low, "95 %": high}
-    )
+    mean = in_units(table, means.draws)
+    return frame.assign(predicted=middle, **{"mean": mean, "5 %": low, "95 %": high})
 
 
 def _interval(draws: np.ndarray) -> np.ndarray:
@@ -172,12 +194,7 @@ def _interval(draws: np.ndarray) -> np.ndarray:
 
 
 def _plot(
-    table: Table,
-    network: bnn.Network,
-    fit: TabularFit,
-    draws: np.ndarray,
-    observed: np.ndarray,
-    path: pathlib.Path,
+    table: Table, means: Means, draws: np.ndarray, observed: np.ndarray, path: pathlib.Path
 ) -> None:
     """Draw predicted against observed with intervals, or the reliability diagram."""
     import matplotlib
@@ -186,14 +203,12 @@ def _plot(
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
-    if network.cdf is not None:
+    if table.task == "regression":
         _plot_intervals(axes, draws, observed)
     else:
         labels = table.test[1]
-        members = prediction.predictive_mean(network.predict, as_draws(fit.members), table.test)
-        mixture = prediction.predictive_mean(network.predict, fit.positions, table.test)
-        _plot_reliability(axes, members, labels, "s--", "deep ensemble")
-        _plot_reliability(axes, mixture, labels, "o-", "SMILE")
+        _plot_reliability(axes, means.members, labels, "s--", "deep ensemble")
+        _plot_reliability(axes, means.draws, labels, "o-", "SMILE")
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
         axes.set(
             xlabel="probability given to the predicted class",
