@@ -44,7 +44,7 @@ import numpy as np
 import optax
 from digits_model import NETWORKS, load_data
 from full_batch_nuts import nuts_chain
-from tables import print_table, verdict, write_csv
+from tables import print_table, verdict, with_error, write_csv
 
 import blackjax_smile
 from blackjax_smile import bnn, evaluation, prediction
@@ -223,8 +223,8 @@ def means_over_seeds(rows: list[dict]) -> list[dict]:
             **dict(zip(("network", "sampler", "temperature"), key, strict=True)),
             **{name: float(np.mean([row[name] for row in found])) for name in SCORES},
             "pooled": float(evaluation.expected_calibration_error(*pooled)),
-            "lppd gain": with_error(lppd),
-            "ece gain": with_error(ece),
+            "lppd gain": with_error(lppd, 4, "+"),
+            "ece gain": with_error(ece, 4, "+"),
         }
         better = np.mean(lppd) > 0 > np.mean(ece)
         row["bar"] = verdict(better) if key[1].startswith("smile") else ""
@@ -261,11 +261,6 @@ def chosen(rows: list[dict]) -> list[dict]:
 
 def gains(rows: list[dict], rivals: list[dict], name: str) -> np.ndarray:
     return np.asarray([row[name] - rival[name] for row, rival in zip(rows, rivals, strict=True)])
-
-
-def with_error(values: np.ndarray) -> str:
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return f"{np.mean(values):+.4f} +- {error:.4f}"
 
 
 def shown(rows: list[dict]) -> list[dict]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import print_table
+from tables import print_table, with_error
 
 import blackjax_smile
 
@@ -80,7 +80,7 @@ def run(kind: str, data_size: int, batch_size: int, num_steps: int) -> dict:
     return {
         "minibatches": kind,
         "in an epoch": data_size // batch_size,
-        "ratio": f"{np.mean(ratios):.3f} +- {np.std(ratios, ddof=1) / NUM_CHAINS**0.5:.3f}",
+        "ratio": with_error(ratios),
         "anisotropy": float(np.mean(anisotropies)),
     }
 
@@ -103,11 +103,10 @@ def run_in_turn(num_chains: int, share: bool, num_steps: int) -> dict:
         )
     squares = (np.asarray(result.positions, np.float64) - exact_mean) ** 2
     ratios = np.mean(squares, axis=(1, 2)) * (len(data) + 1)
-    error = np.std(ratios, ddof=1) / num_chains**0.5 if num_chains > 1 else np.nan
     return {
         "chains": num_chains,
         "share_minibatches": share,
-        "ratio": f"{np.mean(ratios):.3f} +- {error:.3f}",
+        "ratio": with_error(ratios),
     }
 
 

@@ -2,11 +2,19 @@
 
 import csv
 
+import numpy as np
+
 
 def format_cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
     return str(value)
+
+
+def with_error(values, digits: int = 3, sign: str = "") -> str:
+    """Return the mean with its standard error, unknown of a single value."""
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    return f"{np.mean(values):{sign}.{digits}f} +- {error:.{digits}f}"
 
 
 def print_table(rows: list[dict]) -> None:
