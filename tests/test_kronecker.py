@@ -58,9 +58,10 @@ def flat_map(preconditioner, tree):
     """Return F as a matrix on the row-major elements of the tree's only block."""
     layout = matrix_layout(tree)
     (shape,) = {block.shape for block in layout.blocks}
+    sides = [[jnp.eye(n)] for n in shape]
 
     def column(e):
-        moved = preconditioner.to_position(layout.to_tree([e.reshape(shape)], tree))
+        moved = preconditioner.to_position(layout.map(lambda *_: e.reshape(shape), *sides, tree))
         return layout.to_matrices(moved)[0].ravel()
 
     F = jax.vmap(column, out_axes=1)(jnp.eye(shape[0] * shape[1]))
@@ -86,6 +87,8 @@ def flat_map(preconditioner, tree):
         ([(jnp.zeros((5, 3)), jnp.zeros(3)), (jnp.zeros((3, 1)), jnp.zeros(1))], {(6, 3), (4, 1)}),
         ([jnp.zeros((5, 3)), jnp.zeros(3), jnp.zeros(())], {(5, 3), (3, 1), (1, 1)}),
         ({"a": zeros(kernel=(2, 3)), "c": zeros(bias=3)}, {(2, 3), (3, 1)}),
+        (zeros(kernel=(0, 3), bias=3), {(1, 3)}),
+        (zeros(kernel=(5, 0), bias=0, scale=(2,)), {(2, 1)}),
     ],
 )
 def test_layout(tree, expected):
@@ -95,8 +98,23 @@ def test_layout(tree, expected):
     values = jax.tree.map(
         lambda x: jnp.asarray(np.random.default_rng(x.size).normal(size=x.shape)), tree
     )
-    back = layout.to_tree(layout.to_matrices(values), values)
-    jax.tree.map(np.testing.assert_array_equal, back, values)
+    rng = np.random.default_rng(0)
+    left, right = (
+        [jnp.asarray(rng.normal(size=block.shape[axis])) for block in layout.blocks]
+        for axis in (0, 1)
+    )
+    scaled = [
+        a[:, None] * m * b[None]
+        for a, m, b in zip(left, layout.to_matrices(values), right, strict=True)
+    ]
+    # Of vectors the kernel and its bias apart, of matrices the two joined.
+    apart = layout.map(lambda a, b, m: a[:, None] * m * b[None], left, right, values)
+    full = [[jnp.diag(side) for side in sides] for sides in (left, right)]
+    joined = layout.map(lambda A, B, m: A @ m @ B, *full, values)
+    for mapped in (apart, joined):
+        assert jax.tree.structure(mapped) == jax.tree.structure(values)
+        for found, expected in zip(layout.to_matrices(mapped), scaled, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_bias_of_another_dtype_stays_apart(x64):

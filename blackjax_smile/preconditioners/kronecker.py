@@ -66,18 +66,16 @@ class KroneckerPreconditioner:
     layout: MatrixLayout = dataclasses.field(metadata={"static": True})
 
     def to_position(self, momentum: ArrayTree) -> ArrayTree:
-        moved = [
-            times_right(times_left(a.factor, u), b.factor, transpose=True).astype(u.dtype)
-            for a, b, u in self._zip(momentum)
-        ]
-        return self.layout.to_tree(moved, momentum)
+        def move(a, b, u):
+            return times_right(times_left(a, u), b, transpose=True).astype(u.dtype)
+
+        return self.layout.map(move, *self._factors(), momentum)
 
     def whiten(self, grad: ArrayTree) -> ArrayTree:
-        whitened = [
-            times_right(times_left(a.factor, g.astype(a.factor.dtype), transpose=True), b.factor)
-            for a, b, g in self._zip(grad)
-        ]
-        return self.layout.to_tree(whitened, grad)
+        def whiten(a, b, g):
+            return times_right(times_left(a, g.astype(a.dtype), transpose=True), b)
+
+        return self.layout.map(whiten, *self._factors(), grad)
 
     def refresh_noise(
         self,
@@ -87,19 +85,17 @@ class KroneckerPreconditioner:
         complementary: Array,
         draw: Draw,
     ) -> ArrayTree:
-        scaled = [
-            z * jnp.sqrt(isotropic**2 + complementary**2 * self._complement(a, b)).astype(z.dtype)
-            for a, b, z in self._zip(draw(rng_key, momentum))
-        ]
-        return self.layout.to_tree(scaled, momentum)
+        def scale(a, b, z):
+            # 1 - (1 - a) (1 - b), free of cancellation.
+            complement = a[:, None] + b[None, :] - a[:, None] * b[None, :]
+            complement = jnp.where(self.geometric_mean > 0, complement, 0)
+            return z * jnp.sqrt(isotropic**2 + complementary**2 * complement).astype(z.dtype)
 
-    def _zip(self, tree: ArrayTree):
-        return zip(self.left, self.right, self.layout.to_matrices(tree), strict=True)
+        left, right = ([side.share for side in sides] for sides in (self.left, self.right))
+        return self.layout.map(scale, left, right, draw(rng_key, momentum))
 
-    def _complement(self, a: Side, b: Side) -> Array:
-        r"""Return :math:`1 - (1 - c_A) (1 - c_B)`, free of cancellation."""
-        complement = a.share[:, None] + b.share[None, :] - a.share[:, None] * b.share[None, :]
-        return jnp.where(self.geometric_mean > 0, complement, 0)
+    def _factors(self) -> tuple[list[Array], list[Array]]:
+        return [side.factor for side in self.left], [side.factor for side in self.right]
 
 
 class KroneckerMoments(NamedTuple):

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -38,6 +39,16 @@ class Block(NamedTuple):
     shape: tuple[int, int]
     bias_is_row: bool
 
+    @property
+    def leaves(self) -> list[int]:
+        """Indices of the kernel and, if there is one, of the bias."""
+        return [self.kernel] if self.bias is None else [self.kernel, self.bias]
+
+    @property
+    def bias_axis(self) -> int:
+        """Axis along which the bias prolongs the kernel."""
+        return 0 if self.bias_is_row else 1
+
 
 class MatrixLayout(NamedTuple):
     """The blocks of a tree, and the shapes of its leaves. Static and hashable."""
@@ -53,41 +64,68 @@ class MatrixLayout(NamedTuple):
         ValueError
             If the tree has other leaves than the layout was made for.
         """
+        return [
+            jnp.concatenate(parts, block.bias_axis) if len(parts) > 1 else parts[0]
+            for block, parts in zip(self.blocks, self._parts(tree), strict=True)
+        ]
+
+    def map(
+        self,
+        function: Callable[[Array, Array, Array], Array],
+        left: list[Array],
+        right: list[Array],
+        tree: ArrayTree,
+    ) -> ArrayTree:
+        """Return the tree whose matrices are ``function(left, right, matrix)``.
+
+        A vector among the sides (a diagonal) treats rows, or columns, one by one. Then a
+        kernel and its bias are mapped apart: to join them would copy the kernel.
+
+        Parameters
+        ----------
+        function
+            Returns a matrix of the same shape.
+        left, right
+            What belongs to the rows and to the columns of each matrix: a vector, or a
+            square matrix.
+        tree
+            Leaves as the layout was made for.
+
+        Raises
+        ------
+        ValueError
+            If the tree has other leaves than the layout was made for.
+        """
+        mapped = {i: x for i, x in enumerate(jax.tree.leaves(tree)) if 0 in jnp.shape(x)}
+        for block, a, b, parts in zip(self.blocks, left, right, self._parts(tree), strict=True):
+            axis = block.bias_axis
+            ends = [parts[0].shape[axis]]
+            if len(parts) == 1:
+                parts = [function(a, b, parts[0])]
+            elif (a, b)[axis].ndim == 1:
+                left_parts = jnp.split(a, ends) if axis == 0 else [a, a]
+                right_parts = jnp.split(b, ends) if axis == 1 else [b, b]
+                parts = list(map(function, left_parts, right_parts, parts))
+            else:
+                parts = jnp.split(function(a, b, jnp.concatenate(parts, axis)), ends, axis)
+            for i, part in zip(block.leaves, parts, strict=True):
+                mapped[i] = part.reshape(self.shapes[i])
+        ordered = [mapped[i] for i in range(len(self.shapes))]
+        return jax.tree.unflatten(jax.tree.structure(tree), ordered)
+
+    def _parts(self, tree: ArrayTree) -> list[list[Array]]:
+        """Return of each block the kernel and, if it has one, the bias as matrices."""
         leaves = jax.tree.leaves(tree)
         if tuple(jnp.shape(leaf) for leaf in leaves) != self.shapes:
             raise ValueError(
                 f"The preconditioner is for leaves of shapes {self.shapes}, but the position "
                 f"has {[jnp.shape(leaf) for leaf in leaves]}."
             )
-        matrices = []
+        parts = []
         for block in self.blocks:
-            if block.bias is None:
-                matrices.append(leaves[block.kernel].reshape(block.shape))
-            elif block.bias_is_row:
-                bias = leaves[block.bias].reshape(1, -1)
-                kernel = leaves[block.kernel].reshape(-1, block.shape[1])
-                matrices.append(jnp.concatenate([kernel, bias], axis=0))
-            else:
-                bias = leaves[block.bias].reshape(-1, 1)
-                kernel = leaves[block.kernel].reshape(block.shape[0], -1)
-                matrices.append(jnp.concatenate([kernel, bias], axis=1))
-        return matrices
-
-    def to_tree(self, matrices: list[Array], like: ArrayTree) -> ArrayTree:
-        """Return the tree whose matrices are given, in the structure of ``like``."""
-        leaves = {i: x for i, x in enumerate(jax.tree.leaves(like)) if 0 in jnp.shape(x)}
-        for block, matrix in zip(self.blocks, matrices, strict=True):
-            if block.bias is not None:
-                kernel, bias = (
-                    (matrix[:-1], matrix[-1])
-                    if block.bias_is_row
-                    else (matrix[:, :-1], matrix[:, -1])
-                )
-                leaves[block.bias] = bias.reshape(self.shapes[block.bias])
-                matrix = kernel
-            leaves[block.kernel] = matrix.reshape(self.shapes[block.kernel])
-        ordered = [leaves[i] for i in range(len(self.shapes))]
-        return jax.tree.unflatten(jax.tree.structure(like), ordered)
+            shape = (-1, block.shape[1]) if block.bias_axis == 0 else (block.shape[0], -1)
+            parts.append([leaves[i].reshape(shape) for i in block.leaves])
+        return parts
 
 
 def matrix_layout(tree: ArrayTree) -> MatrixLayout:
@@ -153,7 +191,7 @@ def _bias_names(name: tuple[str, ...], names: list[tuple[str, ...]]) -> list[tup
 def _fits(kernel: tuple[int, ...], bias: tuple[int, ...]) -> bool:
     """Say whether a bias has one element for each output of a kernel, on either end."""
     size = math.prod(bias)
-    if len(kernel) < 2 or not bias or max(bias) != size:
+    if len(kernel) < 2 or size == 0 or max(bias, default=0) != size:
         return False
     return size in (kernel[-1], kernel[0])
 

@@ -175,12 +175,11 @@ def position_verlet(
     the auxiliary output of ``value_and_grad_fn``.
     """
     half = 0.5 * step_size
-    velocity = preconditioner.to_position(momentum)
-    midpoint, _ = _tree.move(position, residual, half, velocity)
+    midpoint, _ = _tree.move(position, residual, half, preconditioner.to_position(momentum))
     (logdensity, auxiliary), grad = value_and_grad_fn(midpoint)
     turned = kick(momentum, preconditioner.whiten(grad), step_size)
-    # From the start rather than from the midpoint: a rejection reads the start, too.
-    both = jax.tree.map(jnp.add, velocity, preconditioner.to_position(turned.momentum))
+    # Both halves from the start: a rejection reads it too, and no velocity has to be kept.
+    both = preconditioner.to_position(jax.tree.map(jnp.add, momentum, turned.momentum))
     position, residual = _tree.move(position, residual, half, both)
     return position, residual, logdensity, turned, auxiliary
 
