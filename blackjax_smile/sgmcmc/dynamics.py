@@ -235,6 +235,8 @@ def refresh(
     to first order a gradient :math:`g` turns the momentum by
     :math:`\epsilon F^T g / (d - 1)`, so the noise can be given to the momentum,
     where it needs no gradient and no draw in every step.
+
+    With :math:`L = 0` nothing of the old momentum is left and :math:`z` alone is the new one.
     """
     d = pytree_size(momentum)
     time = step_size * interval
@@ -243,6 +245,7 @@ def refresh(
     complementary = jnp.sqrt(time * step_size) / (d - 1)
     trace = jnp.maximum(preconditioner.complement_trace, jnp.finfo(keep.dtype).tiny)
     complementary = jnp.minimum(complementary, MAX_COMPLEMENT_TURN * jax.lax.rsqrt(trace))
+    complementary = jnp.where(L > 0, complementary, 0)
     draw = _tree.random_signs if d >= COSTLY_FROM_DIMENSION else _tree.random_normals
     noise = preconditioner.refresh_noise(rng_key, momentum, isotropic, complementary, draw)
     mixed = jax.tree.map(lambda u, z: keep.astype(u.dtype) * u + z, momentum, noise)

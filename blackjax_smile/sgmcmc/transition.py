@@ -201,18 +201,13 @@ def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_
     redrawn = info.is_divergent & jnp.isfinite(info.energy_change)
     return rarely(
         (due & ~info.is_divergent) | redrawn,
-        _refresh_or_redraw,
+        _refresh,
         state.momentum,
-        redrawn,
         rng_key,
-        (preconditioner, step_size, L, interval),
+        # One conditional and one draw for both: a refresh with L = 0 keeps nothing.
+        (preconditioner, step_size, jnp.where(redrawn, 0, L), interval),
     )
 
 
-def _refresh_or_redraw(momentum, redrawn, rng_key, refresh_args):
-    refreshed = dynamics.refresh(rng_key, momentum, *refresh_args)
-    return rarely(redrawn, _redraw, refreshed, rng_key)
-
-
-def _redraw(momentum, rng_key):
-    return dynamics.random_momentum(rng_key, momentum)
+def _refresh(momentum, rng_key, refresh_args):
+    return dynamics.refresh(rng_key, momentum, *refresh_args)
