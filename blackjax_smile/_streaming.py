@@ -213,11 +213,15 @@ def init_mean(values: ArrayTree) -> tuple[Array, ArrayTree]:
 def update_mean(summary: tuple[Array, ArrayTree], values: ArrayTree, is_valid: Array):
     """Take a block of draws into the running mean."""
     count, mean = summary
-    total = count + jnp.sum(is_valid)
+    total = count + jnp.sum(is_valid, dtype=count.dtype)
 
     def add(m, v):
-        valid = jnp.expand_dims(is_valid, range(1, v.ndim))
-        gain = jnp.sum(jnp.where(valid, v.astype(m.dtype) - m[None], 0), axis=0)
+        v = v.astype(m.dtype)
+        # A mean that is infinite stays so until the opposite infinity makes it NaN.
+        counted = jnp.expand_dims(is_valid, range(1, v.ndim)) & ~(
+            jnp.isinf(m)[None] & (jnp.isfinite(v) | (v == m[None]))
+        )
+        gain = jnp.sum(jnp.where(counted, v - m[None], 0), axis=0)
         return m + gain / jnp.expand_dims(total, range(1, m.ndim)).astype(m.dtype)
 
     return total, jax.tree.map(add, mean, values)

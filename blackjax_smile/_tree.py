@@ -72,14 +72,17 @@ def as_float_tree(position: ArrayLikeTree) -> ArrayTree:
 
 def accumulation_dtype(leaf) -> jnp.dtype:
     """Return the dtype in which a leaf's sums are kept: float32 or wider."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    dtype = jnp.result_type(leaf)
+    # NumPy's table for floats: jnp.promote_types refuses where promotion is strict.
+    is_float = jnp.issubdtype(dtype, jnp.inexact)
+    return np.promote_types(dtype, np.float32) if is_float else jnp.dtype(np.float32)
 
 
 def scalar_dtype(tree: ArrayLikeTree) -> jnp.dtype:
     """Return the dtype of a tree's norms: float32, or the widest leaf's if wider."""
     dtype = jnp.dtype(jnp.float32)
     for leaf in jax.tree.leaves(tree):
-        dtype = jnp.promote_types(dtype, jnp.result_type(leaf))
+        dtype = np.promote_types(dtype, accumulation_dtype(leaf))
     return dtype
 
 

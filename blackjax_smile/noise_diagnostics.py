@@ -152,7 +152,7 @@ def _measure(logdensity_fn, minibatch_fn, keys, position, identity, precondition
 
 def _summarise(grad: Array, noise: Array, finite: Array) -> NoiseSummary:
     """Summarise draws of shape ``(num_draws, d)``, of which some may not be finite."""
-    count = jnp.sum(finite)
+    count = jnp.sum(finite, dtype=noise.dtype)
     grad, noise = (jnp.where(finite[:, None], x, 0) for x in (grad, noise))
     # The smaller of the two Gram matrices has all the eigenvalues that are not zero.
     gram = noise.T @ noise if noise.shape[1] <= noise.shape[0] else noise @ noise.T
@@ -169,5 +169,5 @@ def _summarise(grad: Array, noise: Array, finite: Array) -> NoiseSummary:
         eigenvalues=jnp.linalg.eigvalsh(gram / count),
         anisotropy=anisotropy(moments)[1],
         noise_share=jnp.sum(noise**2) / jnp.sum(grad**2),
-        excess_kurtosis=jnp.sum(kurtosis) / jnp.maximum(jnp.sum(noisy), 1),
+        excess_kurtosis=jnp.sum(kurtosis) / jnp.maximum(jnp.sum(noisy), 1).astype(noise.dtype),
     )

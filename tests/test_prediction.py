@@ -64,6 +64,22 @@ def test_predictive_mean_and_variance():
     assert_close_in_error(variance / spread**2, 1.0, np.sqrt(2))
 
 
+def test_predictive_mean_of_infinite_values():
+    """Over blocks of draws: infinite of one sign stays so, both signs or a NaN give NaN."""
+    values = jnp.array(
+        [
+            [jnp.inf, 0.0, 0.0, jnp.inf, jnp.inf, 1.0],
+            [0.0, 0.0, -jnp.inf, jnp.inf, 0.0, 2.0],
+            [0.0, -jnp.inf, 0.0, jnp.inf, -jnp.inf, 3.0],
+            [0.0, 0.0, -jnp.inf, jnp.inf, 0.0, jnp.nan],
+        ]
+    )
+    found = prediction.predictive_mean(
+        lambda values, i: values[i], values[None], jnp.arange(6), draw_batch_size=1
+    )
+    np.testing.assert_array_equal(found, [jnp.inf, -jnp.inf, -jnp.inf, jnp.inf, jnp.nan, jnp.nan])
+
+
 def test_log_predictive_density():
     """Against the exact density; the estimate's error follows from the spread over draws."""
     rows, mean, deviation = held_out()

@@ -1,6 +1,7 @@
 """The schedule of the warmup: probes, slow windows of doubling length, a fast one."""
 
 import dataclasses
+import math
 import operator
 from typing import Any
 
@@ -47,7 +48,7 @@ class Schedule:
 
     def is_stuck(self, num_rejected: Any) -> Any:
         """Return whether nearly all steps of the last window were rejected."""
-        return num_rejected >= STUCK * self.fast_window
+        return num_rejected >= math.ceil(STUCK * self.fast_window)
 
 
 def build_schedule(num_steps: int) -> Schedule:

@@ -192,7 +192,7 @@ class WindowedAdaptation(NamedTuple):
         window = window._replace(
             # Outside of the branch: the gradient itself need not be kept for it.
             squares=_tree.select(accepted, squares, window.squares),
-            num_rejected=window.num_rejected + info.is_divergent,
+            num_rejected=window.num_rejected + info.is_divergent.astype(window.num_rejected.dtype),
         )
         grad = jax.tree.map(
             lambda new, old: jnp.where(accepted, new.astype(old.dtype), old),

@@ -47,7 +47,7 @@ def noise_floor(variance: ArrayTree, missed: ArrayTree | None = None) -> tuple[A
     leaves = jax.tree.leaves(variance)
     largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
     present = [(v > NEGLIGIBLE_VARIANCE * largest) for v in leaves]
-    count = sum(jnp.sum(p) for p in present)
+    count = sum(jnp.sum(p).astype(largest.dtype) for p in present)
     log_sum = sum(
         jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0))
         for p, v in zip(present, leaves, strict=True)

@@ -54,7 +54,7 @@ def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> Ar
 
     def missed(v: Array, num_events: Array) -> Array:
         seen = v > NEGLIGIBLE_VARIANCE * jnp.max(v, initial=0.0)
-        num_seen = jnp.maximum(jnp.sum(seen), 1)
+        num_seen = jnp.maximum(jnp.sum(seen), 1).astype(v.dtype)
         G = jnp.exp(jnp.sum(jnp.where(seen, jnp.log(jnp.where(seen, v, 1)), 0)) / num_seen)
         events = jnp.maximum(num_events, 1) / num_seen  # of a parameter: p n
         absent = 1 - events / jnp.maximum(count, 1)

@@ -73,7 +73,7 @@ def add_to_tally(tally: Tally, info: SmileInfo) -> Tally:
 
     return Tally(
         tally.num_steps + 1,
-        tally.num_rejected + info.is_divergent,
+        tally.num_rejected + info.is_divergent.astype(tally.num_rejected.dtype),
         add(tally.energy_change, info.energy_change),
         add(tally.kinetic_change, info.kinetic_change),
         add(tally.deflection, info.deflection),
@@ -85,6 +85,7 @@ def row_of(chains: Chains, collect: Callable) -> dict[str, dict[str, Array]]:
     """Return what is stored of a draw: the collected tree and the statistics."""
     tally = chains.tally
     accepted = jnp.maximum(tally.num_steps - tally.num_rejected, 1)
+    accepted = accepted.astype(tally.energy_change.dtype)
     return {
         "posterior": jax.vmap(collect)(chains.states.position),
         "sample_stats": {
@@ -132,7 +133,7 @@ def build_sampling(
             return Chains(
                 states,
                 add_to_tally(chains.tally, info),
-                chains.num_rejected + info.is_divergent,
+                chains.num_rejected + info.is_divergent.astype(chains.num_rejected.dtype),
                 jnp.where(info.is_divergent, chains.deflection, mean),
             )
 

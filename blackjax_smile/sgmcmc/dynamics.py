@@ -239,7 +239,7 @@ def refresh(
     With :math:`L = 0` nothing of the old momentum is left and :math:`z` alone is the new one.
     """
     d = pytree_size(momentum)
-    time = step_size * interval
+    time = step_size * interval.astype(step_size.dtype)
     keep = jnp.exp(-time / L)
     isotropic = jnp.sqrt(-jnp.expm1(-2 * time / L) / d)
     complementary = jnp.sqrt(time * step_size) / (d - 1)
