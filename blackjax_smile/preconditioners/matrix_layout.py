@@ -65,7 +65,7 @@ class MatrixLayout(NamedTuple):
             If the tree has other leaves than the layout was made for.
         """
         return [
-            jnp.concatenate(parts, block.bias_axis) if len(parts) > 1 else parts[0]
+            jnp.concatenate(parts, block.bias_axis)
             for block, parts in zip(self.blocks, self._parts(tree), strict=True)
         ]
 
@@ -99,12 +99,10 @@ class MatrixLayout(NamedTuple):
         mapped = {i: x for i, x in enumerate(jax.tree.leaves(tree)) if 0 in jnp.shape(x)}
         for block, a, b, parts in zip(self.blocks, left, right, self._parts(tree), strict=True):
             axis = block.bias_axis
-            ends = [parts[0].shape[axis]]
-            if len(parts) == 1:
-                parts = [function(a, b, parts[0])]
-            elif (a, b)[axis].ndim == 1:
-                left_parts = jnp.split(a, ends) if axis == 0 else [a, a]
-                right_parts = jnp.split(b, ends) if axis == 1 else [b, b]
+            ends = [part.shape[axis] for part in parts[:-1]]
+            if (a, b)[axis].ndim == 1:
+                left_parts = jnp.split(a, ends) if axis == 0 else [a] * len(parts)
+                right_parts = jnp.split(b, ends) if axis == 1 else [b] * len(parts)
                 parts = list(map(function, left_parts, right_parts, parts))
             else:
                 parts = jnp.split(function(a, b, jnp.concatenate(parts, axis)), ends, axis)

@@ -204,10 +204,13 @@ def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_
         _refresh,
         state.momentum,
         rng_key,
+        preconditioner,
+        step_size,
         # One conditional and one draw for both: a refresh with L = 0 keeps nothing.
-        (preconditioner, step_size, jnp.where(redrawn, 0, L), interval),
+        jnp.where(redrawn, 0, L),
+        interval,
     )
 
 
-def _refresh(momentum, rng_key, refresh_args):
-    return dynamics.refresh(rng_key, momentum, *refresh_args)
+def _refresh(momentum, rng_key, *args):
+    return dynamics.refresh(rng_key, momentum, *args)
