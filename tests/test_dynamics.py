@@ -9,8 +9,7 @@ from blackjax.mcmc.integrators import esh_dynamics_momentum_update_one_step
 
 from blackjax_smile._batching import rarely
 from blackjax_smile._tree import random_signs
-from blackjax_smile.preconditioners import as_preconditioner
-from blackjax_smile.preconditioners.diagonal import from_variance
+from blackjax_smile.preconditioners import as_preconditioner, diagonal_estimator
 from blackjax_smile.sgmcmc import dynamics
 
 pytestmark = pytest.mark.numerics
@@ -115,7 +114,7 @@ def test_refresh_of_interval_is_one_of_longer_time():
 
 def test_the_complementary_noise_turns_by_no_more_than_half_a_radian():
     """However long the step: its formula is one of small angles. Below, it is proportional."""
-    preconditioner = from_variance(jnp.asarray([1.0, 1.0, 1.0, 1e-12, 1e-12]))
+    preconditioner = diagonal_estimator(0).init(jnp.asarray([1.0, 1.0, 1.0, 1e-12, 1e-12]))
     keys, start = jax.random.split(jax.random.key(0), 4000), jnp.eye(5)[0]
 
     def turn(step_size):
@@ -140,7 +139,7 @@ def test_refresh_with_length_zero_draws_afresh(d):
     5 of its own relative errors (at most sqrt(2 / 4000)): a false alarm in a coordinate has a
     probability of 6e-7, of the test below 2e-3.
     """
-    preconditioner = from_variance(jnp.ones(d).at[-2:].set(1e-12))
+    preconditioner = diagonal_estimator(0).init(jnp.ones(d).at[-2:].set(1e-12))
     keys, start = jax.random.split(jax.random.key(0), 4000), jnp.eye(1, d)[0]
     drawn = jax.vmap(
         lambda key: dynamics.refresh(

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 import blackjax_smile
-from blackjax_smile.preconditioners.rare_events import NUM_EVENTS, missed_variance, num_present
+from blackjax_smile.preconditioners.rare_events import (
+    NUM_EVENTS,
+    NUM_OWN_EVENTS,
+    missed_variance,
+    num_present,
+)
 
 pytestmark = pytest.mark.numerics
 
@@ -24,6 +29,30 @@ def test_a_parameter_that_was_not_seen_gets_some_events():
     noise[::10, 0] = noise[1::10, 1] = noise[2::10, 2] = 3.0
     expected = NUM_EVENTS * (1 - 0.1) * 9.0 / len(noise)
     np.testing.assert_allclose(missed(jnp.asarray(noise)), expected, rtol=1e-5)
+
+
+def test_a_parameter_that_was_seen_often_shows_its_own_events():
+    """Of three, one has events a million times smaller, one has missed none; one has seen few."""
+    noise = np.zeros((100, 3), np.float32)
+    noise[::5, 0] = 3e-3
+    noise[:, 1] = 3.0
+    noise[:4, 2] = 3e-3
+    variance, counts = jnp.mean(noise**2, axis=0), jnp.sum(noise != 0, axis=0).astype(jnp.float32)
+    e = missed_variance(jnp.asarray(100.0), variance, counts)
+    of_the_leaf = missed_variance(jnp.asarray(100.0), variance, jnp.sum(counts))
+    np.testing.assert_allclose(e[0], NUM_OWN_EVENTS * 0.8 * 9e-6 / 100, rtol=1e-5)
+    assert e[1] == 0
+    np.testing.assert_allclose(e[2], of_the_leaf, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_draws", [37, 1100, 3300, 49_999])
+def test_a_parameter_with_noise_in_every_draw_has_missed_none(num_draws):
+    """Exactly, as its share of ten thousand in the floor would make a rounding error into noise."""
+    n = jnp.asarray(float(num_draws))
+    variance, counts = jnp.asarray([1e12, 1.0]), jnp.stack([n, jnp.floor(n / 2)])
+    e = jax.jit(jax.vmap(missed_variance))(n[None], variance[None], counts[None])
+    assert e[0, 0] == 0
+    assert e[0, 1] > 0
 
 
 @pytest.mark.parametrize("num_draws", [100, 20_000])

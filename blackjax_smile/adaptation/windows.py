@@ -20,7 +20,7 @@ from blackjax_smile.minibatch_gradient import (
     value_and_grad,
 )
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
-from blackjax_smile.preconditioners.diagonal import noise_floor
+from blackjax_smile.preconditioners.floor import geometric_mean
 from blackjax_smile.preconditioners.moments import (
     init_moments,
     update_moments,
@@ -63,7 +63,7 @@ class WindowedAdaptation(NamedTuple):
     def init_probe(self, sampler: SmileState) -> Probe:
         """Return an empty probe at the initial position."""
         like = sampler.momentum
-        moments = init_moments(like, with_outer=False)
+        moments = init_moments(like)
         return Probe(moments, jax.tree.map(jnp.zeros_like, like), jnp.zeros((), jnp.int32))
 
     def probe(self, sampler: SmileState, probe: Probe, minibatch: ArrayTree) -> Probe:
@@ -83,7 +83,7 @@ class WindowedAdaptation(NamedTuple):
         variance = variance_of(moments)
         # Where a gradient vanishes at the start (a factor of one that is zero), its noise says
         # nothing: no parameter is to move more freely than most before a window was seen.
-        _, typical = noise_floor(variance)
+        typical = geometric_mean(variance)
         variance = jax.tree.map(lambda v: v + typical.astype(v.dtype), variance)
         preconditioner = self.estimator.init(variance)
         d = pytree_size(sampler.position)
@@ -174,7 +174,7 @@ class WindowedAdaptation(NamedTuple):
                 noise = self.estimator.update(noise, draw, whitened)
                 total.append(jax.tree.map(jnp.add, whitened, complement))
             return window._replace(
-                noise=noise,
+                noise=self.estimator.update_gradient(noise, info.gradient.mean),
                 isotropy=update_isotropy(
                     window.isotropy, jax.tree.map(lambda *leaves: jnp.stack(leaves), *total)
                 ),

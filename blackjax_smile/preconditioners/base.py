@@ -76,6 +76,9 @@ class PreconditionerEstimator(NamedTuple):
         ``(preconditioner, scale) -> preconditioner``: the map :math:`D F` with the floor
         :math:`D^{-1} R D^{-1}`, where the tree ``scale`` is the diagonal of :math:`D`; it
         differs from 1 only where there is no noise. By default the map as it is.
+    update_gradient
+        ``(statistics, gradient) -> statistics``: add the gradient of one step, noise and all; a sum
+        over steps, as ``update``. By default nothing is added.
     many_draws
         Whether three draws of the noise per minibatch, from its quarters, are worth
         their cost: where correlations of many parameters are estimated.
@@ -87,4 +90,5 @@ class PreconditionerEstimator(NamedTuple):
     fit: Callable[[Any, Any], Any]
     noise_eigenvalues: Callable[[Any, Any], tuple[Array, Array]]
     restrain: Callable[[Any, ArrayTree], Any] = lambda preconditioner, scale: preconditioner
+    update_gradient: Callable[[Any, ArrayTree], Any] = lambda statistics, gradient: statistics
     many_draws: bool = False

@@ -9,15 +9,15 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.diagonal import noise_floor
+from blackjax_smile.preconditioners.floor import floor_level, geometric_mean, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
     init_moments,
+    update_gradient,
     update_moments,
     variance_of,
 )
-from blackjax_smile.preconditioners.rare_events import missed_variance
 
 __all__ = ["DensePreconditioner", "dense_estimator"]
 
@@ -84,12 +84,13 @@ def dense_estimator() -> PreconditionerEstimator:
 
     def init(variance: ArrayTree) -> DensePreconditioner:
         flat_variance, _ = ravel_pytree(variance)
-        floor, geometric_mean = noise_floor(flat_variance)
-        total = jnp.where(geometric_mean > 0, flat_variance + floor, 1)
+        G = geometric_mean(flat_variance)
+        floor = noise_floor(flat_variance, G)
+        total = jnp.where(G > 0, flat_variance + floor, 1)
         return _with_trace(jnp.diag(jax.lax.rsqrt(total)), floor)
 
     def init_statistics(preconditioner: DensePreconditioner) -> NoiseMoments:
-        return init_moments(preconditioner.floor, with_outer=True)
+        return init_moments(preconditioner.floor, with_outer=True, with_gradient=True)
 
     def update(moments: NoiseMoments, noise: ArrayTree, whitened_noise: ArrayTree) -> NoiseMoments:
         return update_moments(moments, ravel_pytree(noise)[0], whitened_noise)
@@ -97,10 +98,12 @@ def dense_estimator() -> PreconditionerEstimator:
     def complement(factor: Array, floor: Array) -> Array:
         return factor.T @ (floor[:, None] * factor)
 
+    def add_gradient(moments: NoiseMoments, gradient: ArrayTree) -> NoiseMoments:
+        return update_gradient(moments, ravel_pytree(gradient)[0])
+
     def fit(moments: NoiseMoments, preconditioner: DensePreconditioner) -> DensePreconditioner:
         variance = variance_of(moments)
-        missed = missed_variance(moments.count, variance, moments.present)
-        floor, geometric_mean = noise_floor(variance, missed)
+        floor = noise_floor(variance, floor_level(moments, preconditioner.floor))
         assert moments.whitened_outer is not None
         total = moments.whitened_outer / jnp.maximum(moments.count, 1)
         total += complement(preconditioner.factor, floor)
@@ -108,7 +111,7 @@ def dense_estimator() -> PreconditionerEstimator:
         total = jnp.where(enough, total, jnp.diag(jnp.diag(total)))
         lower = jnp.linalg.cholesky(total)
         transposed = jax.scipy.linalg.solve_triangular(lower, preconditioner.factor.T, lower=True)
-        usable = (geometric_mean > 0) & jnp.all(jnp.isfinite(transposed))
+        usable = (geometric_mean(variance) > 0) & jnp.all(jnp.isfinite(transposed))
         return _tree.select(usable, _with_trace(transposed.T, floor), preconditioner)
 
     def restrain(preconditioner: DensePreconditioner, scale: ArrayTree) -> DensePreconditioner:
@@ -123,7 +126,14 @@ def dense_estimator() -> PreconditionerEstimator:
         return eigenvalue_range(moments, complement(preconditioner.factor, preconditioner.floor))
 
     return PreconditionerEstimator(
-        init, init_statistics, update, fit, noise_eigenvalues, restrain, many_draws=True
+        init,
+        init_statistics,
+        update,
+        fit,
+        noise_eigenvalues,
+        restrain,
+        add_gradient,
+        many_draws=True,
     )
 
 

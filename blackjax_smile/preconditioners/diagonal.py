@@ -1,4 +1,4 @@
-r"""The diagonal preconditioner, the floor of the noise, and their estimation."""
+r"""The diagonal preconditioner and its estimation."""
 
 import dataclasses
 
@@ -10,53 +10,26 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
+from blackjax_smile.preconditioners.floor import (
+    FLOOR,
+    floor_level,
+    geometric_mean,
+    noise_floor,
+)
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
     init_moments,
+    update_gradient,
     update_moments,
     variance_of,
 )
-from blackjax_smile.preconditioners.rare_events import NEGLIGIBLE_VARIANCE, missed_variance
 
-__all__ = [
-    "DiagonalPreconditioner",
-    "diagonal_estimator",
-    "noise_floor",
-]
+__all__ = ["DiagonalPreconditioner", "diagonal_estimator"]
 
-#: The floor under the noise variance, as a share of the variance itself and of
-#: its geometric mean: lambda in R_ii = lambda (V_ii + G).
-FLOOR = 1e-4
-
-
-def noise_floor(variance: ArrayTree, missed: ArrayTree | None = None) -> tuple[ArrayTree, Array]:
-    r"""Return the floor :math:`R_{ii} = \lambda (V_{ii} + G) + e` and :math:`G`.
-
-    :math:`G` is the geometric mean of the variances that are not negligible: it
-    follows the parameters' own scales, where an arithmetic mean would drown the
-    small ones. It is 0 where there is no noise at all.
-
-    Parameters
-    ----------
-    variance
-        Variance of the gradient noise of each parameter, a tree.
-    missed
-        Tree of scalars :math:`e`, one per leaf, see `rare_events.missed_variance`; None is 0.
-    """
-    leaves = jax.tree.leaves(variance)
-    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
-    present = [(v > NEGLIGIBLE_VARIANCE * largest) for v in leaves]
-    count = sum(jnp.sum(p).astype(largest.dtype) for p in present)
-    log_sum = sum(
-        jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0))
-        for p, v in zip(present, leaves, strict=True)
-    )
-    geometric_mean = jnp.where(count > 0, jnp.exp(log_sum / jnp.maximum(count, 1)), 0)
-    floor = jax.tree.map(lambda v: FLOOR * (v + geometric_mean.astype(v.dtype)), variance)
-    if missed is not None:
-        floor = jax.tree.map(jnp.add, floor, missed)
-    return floor, geometric_mean
+#: Up to this dimension the floor is one of each parameter. Beyond, one of each leaf: it would cost
+#: two copies of the parameters in the warmup, one in the map.
+FLOORS_LIMIT = 100_000
 
 
 @jax.tree_util.register_dataclass
@@ -66,27 +39,27 @@ class DiagonalPreconditioner:
 
     scale
         Tree of :math:`s_i = (V_{ii} + R_{ii})^{-1/2}`.
-    typical
-        Tree of scalars, one per leaf: :math:`G + e / \lambda` of `noise_floor`, or what
-        stands in for it where the leaf is restrained; 0 where there is no noise to whiten.
+    level
+        Tree of :math:`G_i` of `noise_floor`, an array or, in large models, a scalar per leaf;
+        0 where there is no noise to whiten.
     """
 
     scale: ArrayTree
-    typical: ArrayTree
+    level: ArrayTree
     complement_trace: Array
 
     @property
     def complement(self) -> ArrayTree:
-        r"""Tree of :math:`s_i^2 R_{ii} = \frac{\lambda}{1 + \lambda} (1 + G s_i^2)`.
+        r"""Tree of :math:`s_i^2 R_{ii} = \frac{\lambda}{1 + \lambda} (1 + G_i s_i^2)`.
 
         The floor's share of a whitened variance, between 0 and 1. Computed where it
-        is used: kept, it would cost a copy of the parameters.
+        is used: kept, it would cost a copy of the parameters of a large model.
         """
 
         def share(s, G):
             return jnp.where(G > 0, FLOOR / (1 + FLOOR) * (1 + G * s**2), 0)
 
-        return jax.tree.map(share, self.scale, self.typical)
+        return jax.tree.map(share, self.scale, self.level)
 
     def to_position(self, momentum: ArrayTree) -> ArrayTree:
         return jax.tree.map(lambda s, u: s.astype(u.dtype) * u, self.scale, momentum)
@@ -110,17 +83,15 @@ class DiagonalPreconditioner:
         )
 
 
-def from_variance(variance: ArrayTree, missed: ArrayTree | None = None) -> DiagonalPreconditioner:
+def from_variance(variance: ArrayTree, level: ArrayTree) -> DiagonalPreconditioner:
     """Return the preconditioner that whitens noise of the given variances, see `noise_floor`."""
-    if missed is None:
-        missed = jax.tree.map(lambda v: jnp.zeros((), v.dtype), variance)
-    floor, geometric_mean = noise_floor(variance, missed)
-    known = geometric_mean > 0
-    total = jax.tree.map(lambda v, r: jnp.where(known, v + r, 1), variance, floor)
+    floor = noise_floor(variance, level)
+    total = jax.tree.map(
+        lambda v, r, G: jnp.where(G > 0, v + r, 1).astype(v.dtype), variance, floor, level
+    )
     scale = jax.tree.map(jax.lax.rsqrt, total)
     share = jax.tree.map(lambda r, t: jnp.sum(r / t), floor, total)
-    typical = jax.tree.map(lambda e: geometric_mean.astype(e.dtype) + e / FLOOR, missed)
-    return DiagonalPreconditioner(scale, typical, sum(jax.tree.leaves(share)))
+    return DiagonalPreconditioner(scale, level, sum(jax.tree.leaves(share)))
 
 
 def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> DiagonalPreconditioner:
@@ -132,7 +103,7 @@ def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> Diagon
     return dataclasses.replace(
         preconditioner,
         scale=jax.tree.map(jnp.multiply, preconditioner.scale, scale),
-        typical=jax.tree.map(restrained, preconditioner.typical, scale),
+        level=jax.tree.map(restrained, preconditioner.level, scale),
     )
 
 
@@ -146,17 +117,29 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
         followed too, so that its eigenvalues can be reported.
     """
 
+    def has_floors(like: ArrayTree) -> bool:
+        return pytree_size(like) <= FLOORS_LIMIT
+
+    def init(variance: ArrayTree) -> DiagonalPreconditioner:
+        G = geometric_mean(variance)
+        shaped = has_floors(variance)
+        level = jax.tree.map(lambda v: jnp.full(v.shape if shaped else (), G, v.dtype), variance)
+        return from_variance(variance, level)
+
     def init_statistics(preconditioner: DiagonalPreconditioner) -> NoiseMoments:
         scale = preconditioner.scale
-        return init_moments(scale, with_outer=pytree_size(scale) <= spectrum_limit)
+        followed = pytree_size(scale) <= spectrum_limit
+        return init_moments(scale, with_outer=followed, with_gradient=has_floors(scale))
 
     def fit(
         moments: NoiseMoments, preconditioner: DiagonalPreconditioner
     ) -> DiagonalPreconditioner:
+        old_floor = jax.tree.map(
+            lambda c, s: c / s**2, preconditioner.complement, preconditioner.scale
+        )
         variance = variance_of(moments)
-        _, geometric_mean = noise_floor(variance)
-        missed = missed_variance(moments.count, variance, moments.present)
-        return _tree.select(geometric_mean > 0, from_variance(variance, missed), preconditioner)
+        new = from_variance(variance, floor_level(moments, old_floor))
+        return _tree.select(geometric_mean(variance) > 0, new, preconditioner)
 
     def noise_eigenvalues(moments: NoiseMoments, preconditioner: DiagonalPreconditioner):
         if moments.whitened_outer is None:
@@ -165,5 +148,11 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
         return eigenvalue_range(moments, jnp.diag(complement))
 
     return PreconditionerEstimator(
-        from_variance, init_statistics, update_moments, fit, noise_eigenvalues, restrain
+        init,
+        init_statistics,
+        update_moments,
+        fit,
+        noise_eigenvalues,
+        restrain,
+        update_gradient,
     )

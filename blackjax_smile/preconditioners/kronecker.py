@@ -13,7 +13,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.diagonal import noise_floor
+from blackjax_smile.preconditioners.floor import geometric_mean
 from blackjax_smile.preconditioners.kronecker_side import (
     INITIAL_FLOOR,
     Side,
@@ -226,7 +226,7 @@ def _from_covariances(
     mean of all variances, :math:`\alpha \beta = G`.
     """
     pairs = [(diagonal_of(a), diagonal_of(b)) for a, b in zip(left, right, strict=True)]
-    _, G = noise_floor([a[:, None] * b[None, :] for a, b in pairs])
+    G = geometric_mean([a[:, None] * b[None, :] for a, b in pairs])
     known = G > 0
     sides_a, sides_b, trace = [], [], jnp.zeros_like(G)
     for a, b, level, (diagonal_a, diagonal_b) in zip(left, right, levels, pairs, strict=True):

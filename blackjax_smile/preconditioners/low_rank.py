@@ -11,9 +11,15 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.diagonal import noise_floor
 from blackjax_smile.preconditioners.fixed import LowRankPreconditioner
-from blackjax_smile.preconditioners.rare_events import missed_variance, num_present
+from blackjax_smile.preconditioners.floor import floor_level, geometric_mean, noise_floor
+from blackjax_smile.preconditioners.moments import (
+    NoiseMoments,
+    init_moments,
+    update_gradient,
+    update_moments,
+    variance_of,
+)
 
 __all__ = ["EstimatedLowRankPreconditioner", "low_rank_estimator"]
 
@@ -63,21 +69,15 @@ class EstimatedLowRankPreconditioner(LowRankPreconditioner):
 class Sketch(NamedTuple):
     r"""Moments of a window's noise: variances, and its covariance on a few directions.
 
-    count
-        Number of draws.
-    square
-        Summed squares, shape ``(d,)``.
-    present
-        Summed number of the parameters that had noise.
+    moments
+        Of the noise and the gradients, shape ``(d,)``.
     probes
         :math:`P`, shape ``(d, k)``: the last window's directions.
     image
         Summed :math:`n (n^T P)`, shape ``(d, k)``.
     """
 
-    count: Array
-    square: Array
-    present: Array
+    moments: NoiseMoments
     probes: Array
     image: Array
 
@@ -112,38 +112,35 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         k = min(num_directions, d)
         start = jax.random.normal(jax.random.key(0), (d, k), flat.dtype)
         U, _ = jnp.linalg.qr(start)
-        return _preconditioner(flat, None, U, jnp.ones(k, flat.dtype))
+        return _preconditioner(flat, geometric_mean(flat), U, jnp.ones(k, flat.dtype))
 
     def init_statistics(preconditioner: EstimatedLowRankPreconditioner) -> Sketch:
         sigma, U = preconditioner.sigma, preconditioner.U
-        return Sketch(
-            jnp.zeros((), sigma.dtype),
-            jnp.zeros_like(sigma),
-            jnp.zeros(()),
-            sigma[:, None] * U,
-            jnp.zeros_like(U),
-        )
+        moments = init_moments(sigma, with_gradient=True)
+        return Sketch(moments, sigma[:, None] * U, jnp.zeros_like(U))
 
     def update(sketch: Sketch, noise: ArrayTree, whitened_noise: ArrayTree) -> Sketch:
         del whitened_noise
         flat, _ = ravel_pytree(noise)
-        flat = flat.astype(sketch.square.dtype)
+        flat = flat.astype(sketch.image.dtype)
         return Sketch(
-            sketch.count + 1,
-            sketch.square + flat**2,
-            sketch.present + num_present(flat),
+            update_moments(sketch.moments, flat, flat),
             sketch.probes,
             sketch.image + flat[:, None] * (flat @ sketch.probes)[None, :],
         )
 
+    def add_gradient(sketch: Sketch, gradient: ArrayTree) -> Sketch:
+        flat, _ = ravel_pytree(gradient)
+        return sketch._replace(moments=update_gradient(sketch.moments, flat))
+
     def fit(
         sketch: Sketch, preconditioner: EstimatedLowRankPreconditioner
     ) -> EstimatedLowRankPreconditioner:
-        count = jnp.maximum(sketch.count, 1)
-        variance = sketch.square / count
-        missed = missed_variance(sketch.count, variance, sketch.present)
+        count = jnp.maximum(sketch.moments.count, 1)
+        variance = variance_of(sketch.moments)
+        level = floor_level(sketch.moments, preconditioner.floor)
         diagonal = _preconditioner(
-            variance, missed, preconditioner.U, jnp.ones_like(sketch.probes[0])
+            variance, level, preconditioner.U, jnp.ones_like(sketch.probes[0])
         )
         # C = sigma V sigma on the directions Omega, the floor included.
         omega, _ = jnp.linalg.qr(sketch.probes / diagonal.sigma[:, None])
@@ -156,7 +153,7 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
         d, k = U.shape
         left = jnp.maximum(d - jnp.sum(mu), 0) / max(d - k, 1) if d > k else jnp.min(mu)
         lam = 1 / _unbiased(mu / jnp.where(left > 0, left, 1), d / count)
-        new = _preconditioner(variance, missed, U, lam)
+        new = _preconditioner(variance, level, U, lam)
         usable = (jnp.max(variance) > 0) & (left > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
@@ -170,17 +167,19 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
 
     def noise_eigenvalues(sketch: Sketch, preconditioner: EstimatedLowRankPreconditioner):
         del preconditioner
-        unknown = jnp.full_like(sketch.count, jnp.nan)
+        unknown = jnp.full_like(sketch.moments.count, jnp.nan)
         return unknown, unknown
 
-    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues, restrain)
+    return PreconditionerEstimator(
+        init, init_statistics, update, fit, noise_eigenvalues, restrain, add_gradient
+    )
 
 
 def _preconditioner(
-    variance: Array, missed: Array | None, U: Array, lam: Array
+    variance: Array, level: Array, U: Array, lam: Array
 ) -> EstimatedLowRankPreconditioner:
-    floor, geometric_mean = noise_floor(variance, missed)
-    sigma = jax.lax.rsqrt(jnp.where(geometric_mean > 0, variance + floor, 1))
+    floor = noise_floor(variance, level)
+    sigma = jax.lax.rsqrt(jnp.where(level > 0, variance + floor, 1))
     share = sigma**2 * floor
     # tr(S K^2) with K^2 = I + U (Lambda - I) U^T
     trace = jnp.sum(share) + jnp.sum((lam - 1) * (share @ U**2))

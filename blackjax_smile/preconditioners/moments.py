@@ -11,7 +11,14 @@ from jax.flatten_util import ravel_pytree
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.rare_events import num_present
 
-__all__ = ["NoiseMoments", "eigenvalue_range", "init_moments", "update_moments", "variance_of"]
+__all__ = [
+    "NoiseMoments",
+    "eigenvalue_range",
+    "init_moments",
+    "update_gradient",
+    "update_moments",
+    "variance_of",
+]
 
 
 class NoiseMoments(NamedTuple):
@@ -22,27 +29,39 @@ class NoiseMoments(NamedTuple):
     square
         Tree of summed squares.
     present
-        Tree of scalars, the summed numbers of each leaf's parameters that had noise.
+        How many draws had noise: a tree of each parameter's number, or of scalars, summed over
+        a leaf's parameters, if ``gradient_square`` is None.
     whitened_outer
         Summed outer products of the whitened noise, shape ``(d, d)``, or None
         when d is too large for it. In whitened coordinates the matrix is close
         to the identity, so float32 sums lose nothing.
+    num_gradients
+        Number of gradients.
+    gradient_square
+        Tree of their summed squares, noise and all, or None.
     """
 
     count: Array
     square: ArrayTree
     present: ArrayTree
     whitened_outer: Array | None
+    num_gradients: Array
+    gradient_square: ArrayTree | None
 
 
-def init_moments(like: ArrayTree, with_outer: bool) -> NoiseMoments:
+def init_moments(
+    like: ArrayTree, with_outer: bool = False, with_gradient: bool = False
+) -> NoiseMoments:
     """Return empty moments for noise in the shapes of ``like``."""
     d, dtype = pytree_size(like), _tree.scalar_dtype(like)
+    zeros = jax.tree.map(jnp.zeros_like, like)
     return NoiseMoments(
         count=jnp.zeros((), dtype),
-        square=jax.tree.map(jnp.zeros_like, like),
-        present=jax.tree.map(lambda _: jnp.zeros(()), like),
+        square=zeros,
+        present=zeros if with_gradient else jax.tree.map(lambda _: jnp.zeros(()), like),
         whitened_outer=jnp.zeros((d, d), dtype) if with_outer else None,
+        num_gradients=jnp.zeros((), dtype),
+        gradient_square=zeros if with_gradient else None,
     )
 
 
@@ -54,12 +73,31 @@ def update_moments(
     if outer is not None:
         flat, _ = ravel_pytree(whitened_noise)
         outer = outer + flat[:, None] * flat[None, :]
-    return NoiseMoments(
+    if moments.gradient_square is None:
+        present = jax.tree.map(jnp.add, moments.present, num_present(noise))
+    else:
+        present = jax.tree.map(lambda k, n: k + (n != 0).astype(k.dtype), moments.present, noise)
+    return moments._replace(
         count=moments.count + 1,
-        square=jax.tree.map(lambda s, n: s + n.astype(s.dtype) ** 2, moments.square, noise),
-        present=jax.tree.map(jnp.add, moments.present, num_present(noise)),
+        square=add_square(moments.square, noise),
+        present=present,
         whitened_outer=outer,
     )
+
+
+def update_gradient(moments: NoiseMoments, gradient: ArrayTree) -> NoiseMoments:
+    """Add the gradient of a step, if they are followed."""
+    if moments.gradient_square is None:
+        return moments
+    return moments._replace(
+        num_gradients=moments.num_gradients + 1,
+        gradient_square=add_square(moments.gradient_square, gradient),
+    )
+
+
+def add_square(total: ArrayTree, x: ArrayTree) -> ArrayTree:
+    """Return the tree with the other's squares added, in the first one's precision."""
+    return jax.tree.map(lambda s, n: s + n.astype(s.dtype) ** 2, total, x)
 
 
 def variance_of(moments: NoiseMoments) -> ArrayTree:

@@ -22,6 +22,10 @@ NEGLIGIBLE_VARIANCE = 1e-16
 #: :math:`(\kappa + c) / (k + c)`.
 NUM_EVENTS = 10
 
+#: As many are added where their size is that of the parameter's own: noise depends on where the
+#: chain is, and the size of few events says less than that of all others'.
+NUM_OWN_EVENTS = 100
+
 #: A share of absent noise below this is round-off of its sum.
 NEGLIGIBLE_SHARE = 1e-3
 
@@ -32,7 +36,7 @@ def num_present(noise: ArrayTree) -> ArrayTree:
 
 
 def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> ArrayTree:
-    r"""Return what events that were not seen may add to the variances, a scalar per leaf.
+    r"""Return what events that were not seen may add to the variances, a tree.
 
     .. math:: e = c (1 - p) \frac{G}{p n}
 
@@ -40,7 +44,9 @@ def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> Ar
     are not negligible, and :math:`p` the share of draws in which such a
     parameter had noise, on average: one event adds about :math:`G / p n`. Where every row informs
     every parameter, :math:`p = 1`: what has no noise then never has, and the floor
-    need not hold more.
+    need not hold more. Where the events of each parameter are counted, :math:`k_i`, one that has
+    seen :math:`c` of them shows what an event of its own adds:
+    :math:`e_i = \min(e, 10 c (1 - k_i / n) V_{ii} / k_i)`.
 
     Parameters
     ----------
@@ -49,16 +55,24 @@ def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> Ar
     variance
         Tree of the variances that the draws have shown.
     present
-        Tree of scalars, summed `num_present`.
+        Tree of scalars, summed `num_present`, or of the number of draws in which a parameter had
+        noise, in its shape; as the leaves of the result.
     """
+    count = jnp.maximum(count, 1)
 
-    def missed(v: Array, num_events: Array) -> Array:
+    def missed(v: Array, present: Array) -> Array:
         seen = v > NEGLIGIBLE_VARIANCE * jnp.max(v, initial=0.0)
         num_seen = jnp.maximum(jnp.sum(seen), 1).astype(v.dtype)
         G = jnp.exp(jnp.sum(jnp.where(seen, jnp.log(jnp.where(seen, v, 1)), 0)) / num_seen)
-        events = jnp.maximum(num_events, 1) / num_seen  # of a parameter: p n
-        absent = 1 - events / jnp.maximum(count, 1)
+        events = jnp.maximum(jnp.sum(present), 1) / num_seen  # of a parameter: p n
+        absent = 1 - events / count.astype(events.dtype)
         e = NUM_EVENTS * jnp.where(absent > NEGLIGIBLE_SHARE, absent, 0) * G / events
-        return jnp.where(jnp.any(seen), e, 0).astype(v.dtype)
+        e = jnp.where(jnp.any(seen), e, 0).astype(v.dtype)
+        if present.ndim < v.ndim:
+            return e
+        k = jnp.maximum(present, 1)
+        n = count.astype(k.dtype)
+        own = NUM_OWN_EVENTS * (n - k) / n * v / k  # exactly 0 where k = n
+        return jnp.where(k >= NUM_EVENTS, jnp.minimum(e, own), e)
 
     return jax.tree.map(missed, variance, present)

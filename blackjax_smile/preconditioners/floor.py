@@ -1,0 +1,98 @@
+r"""The floor under the noise: what keeps parameters of little noise from moving too freely.
+
+A map that whitens gradient noise says nothing of a parameter that has none. So the
+noise of variance :math:`V_{ii}` that it whitens is taken to be :math:`V_{ii} + R_{ii}`, and
+:math:`R_{ii}` is injected, so that the sum is white:
+
+.. math:: R_{ii} = \lambda (V_{ii} + G_i) .
+"""
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array, ArrayTree
+
+from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
+from blackjax_smile.preconditioners.rare_events import NEGLIGIBLE_VARIANCE, missed_variance
+
+__all__ = ["FLOOR", "floor_level", "geometric_mean", "noise_floor"]
+
+#: :math:`\lambda`.
+FLOOR = 1e-4
+
+#: A floor need not be more than this share of a gradient's mean square.
+GRADIENT_SHARE = 0.25
+
+#: By what a window may lower a floor: a parameter that has not moved yet has a small gradient.
+MAX_DECREASE = 0.01
+
+
+def geometric_mean(variance: ArrayTree) -> Array:
+    """Return the geometric mean of the variances that are not negligible, 0 if all are.
+
+    It follows the parameters' own scales, where an arithmetic mean would drown the small ones.
+    """
+    leaves = jax.tree.leaves(variance)
+    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
+    present = [(v > NEGLIGIBLE_VARIANCE * largest) for v in leaves]
+    count = sum(jnp.sum(p).astype(largest.dtype) for p in present)
+    log_sum = sum(
+        jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0))
+        for p, v in zip(present, leaves, strict=True)
+    )
+    return jnp.where(count > 0, jnp.exp(log_sum / jnp.maximum(count, 1)), 0)
+
+
+def noise_floor(variance: ArrayTree, level: ArrayTree) -> ArrayTree:
+    r"""Return :math:`R_{ii} = \lambda (V_{ii} + G_i)`, a tree.
+
+    Parameters
+    ----------
+    variance
+        Tree of :math:`V_{ii}`.
+    level
+        Tree of :math:`G_i`, each leaf a scalar or an array in the shape of the leaf.
+    """
+    return jax.tree.map(lambda v, G: FLOOR * (v + G.astype(v.dtype)), variance, level)
+
+
+def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
+    r"""Return :math:`G_i` of `noise_floor` from a window's moments.
+
+    .. math:: \lambda G_i = \min(\lambda G, \tfrac14 E[g_i^2]) + e_i ,
+
+    where :math:`G` is the `geometric_mean` of all variances and :math:`e_i` is what the window
+    may have missed, see `missed_variance`.
+
+    Where a parameter of little noise moves too freely, its curvature is stiff in whitened
+    coordinates. In the stationary law :math:`E[g_i^2] = V_{ii} + H_{ii}` with :math:`H` the
+    mean curvature, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
+    :math:`\lambda G` is far above :math:`V_{ii}`, as for a column of small numbers, the second
+    bound lets the parameter move as freely as the others. It takes some noise to trust it, and
+    it lowers a floor by a factor of a hundred per window: the gradient of a parameter
+    that has not come far yet is small, and if it has not in a window of :math:`n` steps,
+    :math:`H_{ii} / R_{ii} < 1 / n`.
+
+    Parameters
+    ----------
+    moments
+        Where they do not follow the gradients' squares, :math:`G` is not bounded and the
+        leaves of the result are scalars.
+    old_floor
+        Tree of :math:`R_{ii}` in that window; not used in that case.
+    """
+    variance = variance_of(moments)
+    G = geometric_mean(variance)
+    missed = missed_variance(moments.count, variance, moments.present)
+    if moments.gradient_square is None:
+        return jax.tree.map(lambda e: G.astype(e.dtype) + e / FLOOR, missed)
+    leaves = jax.tree.leaves(variance)
+    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
+
+    def level(v, square, old, e):
+        mean_square = square / jnp.maximum(moments.num_gradients, 1).astype(square.dtype)
+        bound = jnp.maximum(GRADIENT_SHARE * mean_square, MAX_DECREASE * old)
+        has_noise = v > NEGLIGIBLE_VARIANCE * largest.astype(v.dtype)
+        typical = jnp.full_like(v, G)
+        return jnp.where(has_noise, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
+
+    return jax.tree.map(level, variance, moments.gradient_square, old_floor, missed)
