@@ -15,6 +15,7 @@ import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
+from blackjax_smile._checks import positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import data_size
 
@@ -40,11 +41,10 @@ class Blocks(NamedTuple):
     @classmethod
     def of(cls, batch_size: int, draw_batch_size: int) -> "Blocks":
         """Return the two, checked."""
-        sizes = {"batch_size": batch_size, "draw_batch_size": draw_batch_size}
-        for name, size in sizes.items():
-            if not hasattr(size, "__index__") or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}.")
-        return cls(batch_size, draw_batch_size)
+        return cls(
+            positive_integer("batch_size", batch_size),
+            positive_integer("draw_batch_size", draw_batch_size),
+        )
 
 
 def flat_draws(positions: ArrayLikeTree) -> tuple[ArrayTree, tuple[int, int]]:

@@ -9,6 +9,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
 from blackjax_smile._averaging import check_averages
+from blackjax_smile._checks import positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import data_size
 
@@ -95,8 +96,7 @@ def _gradient(logdensity_fn, center, data) -> ArrayTree:
 def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
     """Return the full data's gradient, the mean of chunks weighted by their sizes."""
     size = data_size(data)
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    batch_size = positive_integer("batch_size", batch_size)
     if (even := min(size, batch_size) // 2 * 2) > 0:
         check_averages(logdensity_fn, center, jax.tree.map(lambda x: x[:even], data))
     grad_fn = jitted(_gradient, logdensity_fn)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
+from blackjax_smile._checks import positive_integer
 from blackjax_smile.prediction import log_predictive_density
 
 __all__ = [
@@ -192,8 +193,7 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
 
 def _binned(probabilities: Array, labels: Array, num_bins: int) -> tuple[Array, Array, Array]:
     """Return for each bin its rows, the sum of their confidences, and how many are right."""
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}.")
+    num_bins = positive_integer("num_bins", num_bins)
     correct = _is_right(probabilities, labels)
     confidence = jnp.max(jnp.asarray(probabilities), axis=-1)
     confidence = confidence.astype(_tree.accumulation_dtype(confidence))

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree, PRNGKey
 
+from blackjax_smile._checks import positive_integer
 from blackjax_smile.minibatch import data_size as number_of_rows
 
 __all__ = ["NumpyroModel", "numpyro_logdensity"]
@@ -100,8 +101,7 @@ def numpyro_logdensity(
     from numpyro import handlers
     from numpyro.infer.util import constrain_fn, potential_energy, unconstrain_fn
 
-    if data_size < 1:
-        raise ValueError(f"data_size must be at least 1, got {data_size}.")
+    data_size = positive_integer("data_size", data_size)
 
     def trace_of(rng_key: PRNGKey, minibatch: ArrayTree) -> dict[str, Any]:
         trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(minibatch)

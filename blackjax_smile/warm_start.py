@@ -10,6 +10,7 @@ import optax
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
+from blackjax_smile._checks import positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import check_minibatch_fn
 from blackjax_smile.minibatch_gradient import check_arguments
@@ -165,8 +166,7 @@ def train_ensemble(
         "patience": patience,
     }
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}.")
+        positive_integer(name, number)
     if not callable(init_fn):
         raise ValueError(f"init_fn must be a function of a key, got {type(init_fn).__name__}.")
     check_minibatch_fn(minibatch_fn)

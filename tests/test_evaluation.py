@@ -44,7 +44,7 @@ def test_scores_of_numbers_that_are_none_or_few_digits():
     found = evaluation.expected_calibration_error(probabilities, labels)
     np.testing.assert_allclose(found, exact, rtol=1e-5)
     assert evaluation.calibration_curve(probabilities, labels).count.sum() == 5000
-    with pytest.raises(ValueError, match="num_bins must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_bins must be an integer of at least 1, got 0"):
         evaluation.expected_calibration_error(probabilities, labels, num_bins=0)
     # Squares of integers overflow.
     found = evaluation.rmse(jnp.array([100_000, 0]), jnp.array([0, 0]))

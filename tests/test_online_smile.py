@@ -326,8 +326,8 @@ class TestErrors:
             ({"adaption_strength": 1.0}, r"adaption_strength must be in \[0, 1\)"),
             ({"reset_prob": 0.0}, r"reset_prob must be in \(0, 1\]"),
             ({"smoothing_factor": 2.0}, r"smoothing_factor must be in \(0, 1\]"),
-            ({"num_integration_steps": 0}, "whole number, at least 1; got 0"),
-            ({"num_integration_steps": 1.5}, "whole number"),
+            ({"num_integration_steps": 0}, "integer of at least 1, got 0"),
+            ({"num_integration_steps": 1.5}, "integer of at least 1"),
         ],
     )
     def test_parameters(self, kwargs, message):

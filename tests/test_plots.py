@@ -214,7 +214,7 @@ def test_a_failed_chain_does_not_take_the_axes():
         assert ax.get_ylim()[1] < 3 * high
     unknown = jax.tree.map(lambda x: jax.numpy.full_like(x, jax.numpy.nan), windows)
     plot_adaptation(info._replace(windows=unknown))
-    with pytest.raises(ValueError, match="thinning must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="thinning must be an integer of at least 1, got 0"):
         plot_adaptation(info, thinning=0)
 
 

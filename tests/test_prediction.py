@@ -245,7 +245,7 @@ def test_errors_of_the_model_name_the_axes():
 @pytest.mark.parametrize("size", [0, -1, 2.5, None])
 @pytest.mark.parametrize("name", ["batch_size", "draw_batch_size"])
 def test_bad_block_sizes(name, size):
-    with pytest.raises(ValueError, match=f"{name} must be a positive integer, got {size}"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {size}"):
         prediction.predictive_mean(
             lambda x, row: x, jnp.zeros((1, 2)), jnp.zeros(3), **{name: size}
         )

@@ -172,7 +172,7 @@ def test_starts_for_chains():
 
 @pytest.mark.parametrize("name", ["num_members", "num_steps", "patience", "evaluation_interval"])
 def test_bad_numbers(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
         train(optax.sgd(0.1), **{name: 0})
 
 

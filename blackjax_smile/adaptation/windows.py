@@ -21,11 +21,7 @@ from blackjax_smile.minibatch_gradient import (
 )
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.preconditioners.floor import geometric_mean
-from blackjax_smile.preconditioners.moments import (
-    init_moments,
-    update_moments,
-    variance_of,
-)
+from blackjax_smile.preconditioners.moments import init_moments, update_moments, variance_of
 from blackjax_smile.sgmcmc import dynamics
 from blackjax_smile.sgmcmc.smile import SmileInfo, SmileState
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from blackjax_smile._checks import positive_integer
 from blackjax_smile.plots.figure import new_axes
 
 __all__ = ["plot_adaptation"]
@@ -100,8 +101,7 @@ def plot_adaptation(
     >>> [ax.get_ylabel() for ax in axes][1]
     'deflection (radians)'
     """
-    if thinning < 1:
-        raise ValueError(f"thinning must be at least 1, got {thinning}.")
+    thinning = positive_integer("thinning", thinning)
     statistics = getattr(info, "statistics", None)
     info = getattr(info, "adaptation", getattr(info, "info", info))
     if not hasattr(info, "steps"):

@@ -10,12 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import (
-    FLOOR,
-    floor_level,
-    geometric_mean,
-    noise_floor,
-)
+from blackjax_smile.preconditioners.floor import FLOOR, floor_level, geometric_mean, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,

@@ -1,8 +1,8 @@
 """What a run was asked to do, checked, and the numbers that follow from it."""
 
 import dataclasses
-import operator
 
+from blackjax_smile._checks import positive_integer
 from blackjax_smile.adaptation.schedule import Schedule, build_schedule
 
 __all__ = ["Settings"]
@@ -25,10 +25,8 @@ class Settings:
             value = getattr(self, name)
             if value is None and name == "chunk_size":
                 continue
-            if not hasattr(value, "__index__") or value < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
             # NumPy's integers would not be the same run on resuming.
-            object.__setattr__(self, name, operator.index(value))
+            object.__setattr__(self, name, positive_integer(name, value))
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be >= 0 s, got {self.checkpoint_every}.")
         if self.num_gradients >= 2**31:

@@ -14,6 +14,7 @@ from blackjax.base import SamplingAlgorithm
 from blackjax.mcmc.integrators import isokinetic_mclachlan
 from blackjax.types import Array, ArrayLikeTree, PRNGKey
 
+from blackjax_smile._checks import positive_integer
 from blackjax_smile.sgmcmc import energy_tuner, online_transition, smile
 from blackjax_smile.sgmcmc.online_transition import OnlineSmileInfo, OnlineSmileState
 from blackjax_smile.sgmcmc.running_moments import init_running_moments
@@ -237,13 +238,7 @@ def as_top_level_api(
     False
     """
     _check(step_size, adaption_prob, adaption_strength, reset_prob, smoothing_factor, L)
-    if isinstance(num_integration_steps, bool) or not (
-        isinstance(num_integration_steps, int) and num_integration_steps >= 1
-    ):
-        raise ValueError(
-            f"num_integration_steps must be a whole number, at least 1; got "
-            f"{num_integration_steps!r}."
-        )
+    num_integration_steps = positive_integer("num_integration_steps", num_integration_steps)
     kernel = build_kernel(num_integration_steps, integrator)
 
     def init_fn(position: ArrayLikeTree, rng_key: PRNGKey | None = None) -> OnlineSmileState:
