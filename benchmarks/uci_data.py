@@ -23,11 +23,8 @@ class Table:
     test: tuple
 
 
-def load(name: str, seed: int, folder: str | None = None) -> Table:
-    """Read ``<name>.data``, permute its rows by the seed and split them 70/10/20.
-
-    Inputs and target are standardised by the training rows.
-    """
+def read_rows(name: str, folder: str | None = None) -> np.ndarray:
+    """Read the numbers of ``<name>.data``, the target last."""
     folder = folder or os.environ.get(ENVIRONMENT)
     if not folder:
         raise SystemExit(f"Where is the data? Pass --data FOLDER or set {ENVIRONMENT}.")
@@ -37,7 +34,15 @@ def load(name: str, seed: int, folder: str | None = None) -> Table:
             f"{path} does not exist. It is the table of {SOURCES[name]}, as numbers separated by "
             "spaces, without a header, the target last (archive.ics.uci.edu has it)."
         )
-    rows = np.loadtxt(path)
+    return np.loadtxt(path)
+
+
+def load(name: str, seed: int, folder: str | None = None) -> Table:
+    """Read a table, permute its rows by the seed and split them 70/10/20.
+
+    Inputs and target are standardised by the training rows.
+    """
+    rows = read_rows(name, folder)
     rows = rows[np.random.default_rng(seed).permutation(len(rows))]
     first, second = int(0.7 * len(rows)), int(0.8 * len(rows))
     train = rows[:first]
