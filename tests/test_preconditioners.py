@@ -16,8 +16,9 @@ from blackjax_smile.preconditioners import (
     dense_estimator,
     diagonal_estimator,
 )
-from blackjax_smile.preconditioners.floor import FLOOR, geometric_mean, noise_floor
+from blackjax_smile.preconditioners.floor import FLOOR, noise_floor
 from blackjax_smile.preconditioners.metric import as_metric
+from blackjax_smile.preconditioners.variances import geometric_mean
 from helpers import ESTIMATORS, POSITIONS
 
 pytestmark = pytest.mark.numerics

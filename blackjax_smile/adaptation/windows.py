@@ -20,8 +20,8 @@ from blackjax_smile.minibatch_gradient import (
     value_and_grad,
 )
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import geometric_mean
 from blackjax_smile.preconditioners.moments import init_moments, update_moments, variance_of
+from blackjax_smile.preconditioners.variances import geometric_mean
 from blackjax_smile.sgmcmc import dynamics
 from blackjax_smile.sgmcmc.smile import SmileInfo, SmileState
 

@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import floor_level, geometric_mean, noise_floor
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
@@ -18,6 +18,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["DensePreconditioner", "dense_estimator"]
 

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import FLOOR, floor_level, geometric_mean, noise_floor
+from blackjax_smile.preconditioners.floor import FLOOR, floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
@@ -19,6 +19,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["DiagonalPreconditioner", "diagonal_estimator"]
 

@@ -9,12 +9,13 @@ noise of variance :math:`V_{ii}` that it whitens is taken to be :math:`V_{ii} + 
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import Array, ArrayTree
+from blackjax.types import ArrayTree
 
 from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
-from blackjax_smile.preconditioners.rare_events import NEGLIGIBLE_VARIANCE, missed_variance
+from blackjax_smile.preconditioners.rare_events import missed_variance
+from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-__all__ = ["FLOOR", "floor_level", "geometric_mean", "noise_floor"]
+__all__ = ["FLOOR", "floor_level", "noise_floor"]
 
 #: :math:`\lambda`.
 FLOOR = 1e-4
@@ -24,22 +25,6 @@ GRADIENT_SHARE = 0.25
 
 #: By what a window may lower a floor: a parameter that has not moved yet has a small gradient.
 MAX_DECREASE = 0.01
-
-
-def geometric_mean(variance: ArrayTree) -> Array:
-    """Return the geometric mean of the variances that are not negligible, 0 if all are.
-
-    It follows the parameters' own scales, where an arithmetic mean would drown the small ones.
-    """
-    leaves = jax.tree.leaves(variance)
-    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
-    present = [(v > NEGLIGIBLE_VARIANCE * largest) for v in leaves]
-    count = sum(jnp.sum(p).astype(largest.dtype) for p in present)
-    log_sum = sum(
-        jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0))
-        for p, v in zip(present, leaves, strict=True)
-    )
-    return jnp.where(count > 0, jnp.exp(log_sum / jnp.maximum(count, 1)), 0)
 
 
 def noise_floor(variance: ArrayTree, level: ArrayTree) -> ArrayTree:
@@ -85,14 +70,13 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
     missed = missed_variance(moments.count, variance, moments.present)
     if moments.gradient_square is None:
         return jax.tree.map(lambda e: G.astype(e.dtype) + e / FLOOR, missed)
-    leaves = jax.tree.leaves(variance)
-    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
 
-    def level(v, square, old, e):
+    def level(v, is_noisy, square, old, e):
         mean_square = square / jnp.maximum(moments.num_gradients, 1).astype(square.dtype)
         bound = jnp.maximum(GRADIENT_SHARE * mean_square, MAX_DECREASE * old)
-        has_noise = v > NEGLIGIBLE_VARIANCE * largest.astype(v.dtype)
         typical = jnp.full_like(v, G)
-        return jnp.where(has_noise, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
+        return jnp.where(is_noisy, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
 
-    return jax.tree.map(level, variance, moments.gradient_square, old_floor, missed)
+    return jax.tree.map(
+        level, variance, has_noise(variance), moments.gradient_square, old_floor, missed
+    )

@@ -13,7 +13,6 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import geometric_mean
 from blackjax_smile.preconditioners.kronecker_side import (
     INITIAL_FLOOR,
     Side,
@@ -28,6 +27,7 @@ from blackjax_smile.preconditioners.kronecker_side import (
     unwhiten,
 )
 from blackjax_smile.preconditioners.matrix_layout import MatrixLayout, matrix_layout
+from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["KroneckerPreconditioner", "kronecker_estimator"]
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
 from blackjax_smile.preconditioners.fixed import LowRankPreconditioner
-from blackjax_smile.preconditioners.floor import floor_level, geometric_mean, noise_floor
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     init_moments,
@@ -20,6 +20,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["EstimatedLowRankPreconditioner", "low_rank_estimator"]
 

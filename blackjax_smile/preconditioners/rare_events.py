@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
 
-__all__ = ["NEGLIGIBLE_VARIANCE", "missed_variance", "num_present"]
+from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-#: A variance below this share of the largest is round-off, not noise. Covers
-#: columns of data whose scales differ by 1e8.
-NEGLIGIBLE_VARIANCE = 1e-16
+__all__ = ["missed_variance", "num_present"]
 
 #: The number of events that are added. The variance of the whitened noise of a parameter with
 #: :math:`k` events, of which :math:`\kappa` were expected, is about
@@ -61,13 +59,12 @@ def missed_variance(count: Array, variance: ArrayTree, present: ArrayTree) -> Ar
     count = jnp.maximum(count, 1)
 
     def missed(v: Array, present: Array) -> Array:
-        seen = v > NEGLIGIBLE_VARIANCE * jnp.max(v, initial=0.0)
-        num_seen = jnp.maximum(jnp.sum(seen), 1).astype(v.dtype)
-        G = jnp.exp(jnp.sum(jnp.where(seen, jnp.log(jnp.where(seen, v, 1)), 0)) / num_seen)
+        num_seen = jnp.maximum(jnp.sum(has_noise(v)), 1).astype(v.dtype)
+        G = geometric_mean(v)  # 0 where none was seen, and so is e
         events = jnp.maximum(jnp.sum(present), 1) / num_seen  # of a parameter: p n
         absent = 1 - events / count.astype(events.dtype)
         e = NUM_EVENTS * jnp.where(absent > NEGLIGIBLE_SHARE, absent, 0) * G / events
-        e = jnp.where(jnp.any(seen), e, 0).astype(v.dtype)
+        e = e.astype(v.dtype)
         if present.ndim < v.ndim:
             return e
         k = jnp.maximum(present, 1)
