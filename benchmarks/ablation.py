@@ -34,7 +34,7 @@ import uci_model
 import uci_samplers
 from analytic_methods import L_PAPER
 from analytic_targets import gaussian, noise_model
-from tables import print_table, write_csv
+from tables import print_table, report
 from uci_networks import lppd
 
 import blackjax_smile
@@ -237,9 +237,7 @@ def main() -> None:
         args.num_gradients or {"gaussian": 400_000, "network": 60_000}[args.problem]
     )
     rows = on_gaussian(args) if args.problem == "gaussian" else on_network(args)
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.util import pytree_size
-from tables import print_table, write_csv
+from tables import report
 
 import blackjax_smile
 from blackjax_smile.minibatch_gradient import split_minibatch
@@ -154,9 +154,7 @@ def main() -> None:
                 position = several if is_several else one
                 row[label] = measure(gradient, position, args.num_steps, args.rounds)
             rows.append(row)
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

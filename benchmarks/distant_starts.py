@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
-from tables import print_table, write_csv
+from tables import print_table, report
 
 import blackjax_smile
 
@@ -208,9 +208,7 @@ def main() -> None:
     rows = []
     for name in args.problems:
         rows += run(name, args.num_warmup, args.num_chains)
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from full_batch_nuts import nuts_chain
-from tables import print_table, write_csv
+from tables import report
 
 import blackjax_smile
 
@@ -125,9 +125,7 @@ def main() -> None:
         {"sampler": "smile", "effects": "not centred", **run_smile(data, False, args)},
         {"sampler": "nuts", "effects": "not centred", **run_nuts(data)},
     ]
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import time
 from regression_full_batch import cheapest
 from regression_peers import search
 from regression_variants import VARIANTS, Bars, Variant, run_smile
-from tables import print_table, verdict, write_csv
+from tables import print_table, report, verdict
 
 from blackjax_smile import control_variates
 
@@ -138,9 +138,7 @@ def main() -> None:
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
             print_table(rows[-3:] if args.peers else rows[-1:])
     print()
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import print_table, write_csv
+from tables import print_table, report
 
 import blackjax_smile
 
@@ -99,9 +99,7 @@ def main() -> None:
             row = run(problem, preconditioner, args)
             rows.append({"effects": name, "preconditioner": preconditioner, **row})
             print_table(rows[-1:])
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import print_table, write_csv
+from tables import print_table, report
 from uci_data import ENVIRONMENT, read_rows
 
 import blackjax_smile
@@ -150,9 +150,7 @@ def main() -> None:
                     {"table": name, "outcome": outcome, "preconditioner": preconditioner, **row}
                 )
                 print_table(rows[-1:])
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

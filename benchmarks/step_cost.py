@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from blackjax.util import pytree_size
 from network import LAYERS, grad_fn, init_parameters, logdensity_fn, random_minibatch_fn
-from tables import print_table, verdict, write_csv
+from tables import report, verdict
 
 import blackjax_smile
 from blackjax_smile.preconditioners.kronecker import SIDE_LIMIT, kronecker_estimator
@@ -173,9 +173,7 @@ def main() -> None:
         state, parameters = adapt(minibatch_fn, args.num_warmup)
         for num_chains in GRADIENT_BARS:
             rows += measure(parameters, minibatch_fn, state, num_chains, args)
-    print_table(rows)
-    if args.output:
-        write_csv(args.output, rows)
+    report(rows, args.output)
 
 
 if __name__ == "__main__":

@@ -32,5 +32,12 @@ def write_csv(path: str, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
+def report(rows: list[dict], path: str | None) -> None:
+    """Print a benchmark's rows and, if there is a path, write them to it."""
+    print_table(rows)
+    if path:
+        write_csv(path, rows)
+
+
 def verdict(is_met: bool) -> str:
     return "pass" if is_met else "FAIL"
