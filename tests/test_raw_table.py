@@ -32,7 +32,7 @@ def raw_table(scales, rare=0.0):
     return data, scales, covariance @ (X.T.astype(np.float64) @ y), np.diag(covariance)
 
 
-@pytest.mark.parametrize("preconditioner", ["auto", "diagonal", "low_rank"])
+@pytest.mark.parametrize("preconditioner", ["auto", "diagonal", "low_rank", "kronecker"])
 @pytest.mark.parametrize(
     ("scales", "rare"), [([1e3, 1, 1, 1, 1, 1e-4], 0.0), ([1e2, 1, 1, 1, 1, 1e-2], 0.003)]
 )

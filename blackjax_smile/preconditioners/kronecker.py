@@ -5,6 +5,7 @@ The noise of a matrix of parameters is modelled as matrix-normal: covariance
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -99,18 +100,25 @@ class KroneckerPreconditioner:
 
 
 class KroneckerMoments(NamedTuple):
-    r"""Moments of a window's whitened noise :math:`\tilde N`, per matrix.
+    r"""Moments of a window's whitened noise :math:`\tilde N` and of its gradients, per matrix.
 
     count
         Number of draws.
     left, right
         Summed :math:`\tilde N \tilde N^T / n` and :math:`\tilde N^T \tilde N / m`,
         or their diagonals.
+    num_gradients
+        Number of gradients.
+    rows, columns
+        Their squares, noise and all, summed over each row and over each column.
     """
 
     count: Array
     left: list[Array]
     right: list[Array]
+    num_gradients: Array
+    rows: list[Array]
+    columns: list[Array]
 
 
 def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator:
@@ -130,8 +138,9 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
     the warmup wakes up, and a map that had stretched its directions far throws the
     chain about. How far each factor may stretch is its floor's level :math:`\lambda_A`.
     A window of noise along some axis far above what the last fit promised raises it,
-    a window without surprise lowers it: hidden layers of networks end near 0.1,
-    inputs and regressions, whose noise stays as it is, at 0.01 and below.
+    a window without surprise lowers it: hidden layers of networks end near 0.1 or 0.3,
+    inputs and regressions, whose noise stays as it is, at 0.01 and below. There the
+    floor of each row is bounded by its own gradient, too, so inputs may be in any units.
 
     Parameters
     ----------
@@ -152,7 +161,7 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         right = [jnp.diag(c) if _is_full(c) else c for c in columns]
         level = jnp.asarray(INITIAL_FLOOR)
         levels = [(level.astype(a.dtype), level.astype(a.dtype)) for a in left]
-        return _from_covariances(left, right, levels, layout)
+        return _from_covariances(left, right, levels, [(jnp.inf, jnp.inf)] * len(left), layout)
 
     def _is_full(side: Array) -> bool:
         return 1 < len(side) <= side_limit
@@ -162,6 +171,9 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
             count=jnp.zeros_like(preconditioner.geometric_mean),
             left=[jnp.zeros_like(side.factor) for side in preconditioner.left],
             right=[jnp.zeros_like(side.factor) for side in preconditioner.right],
+            num_gradients=jnp.zeros_like(preconditioner.geometric_mean),
+            rows=[jnp.zeros_like(side.floor) for side in preconditioner.left],
+            columns=[jnp.zeros_like(side.floor) for side in preconditioner.right],
         )
 
     def update(
@@ -169,10 +181,19 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
     ) -> KroneckerMoments:
         # The layout is a function of the tree's names and shapes alone.
         matrices = matrix_layout(noise).to_matrices(whitened_noise)
-        return KroneckerMoments(
+        return moments._replace(
             count=moments.count + 1,
             left=[s + gram(n, s) for s, n in zip(moments.left, matrices, strict=True)],
             right=[s + gram(n.T, s) for s, n in zip(moments.right, matrices, strict=True)],
+        )
+
+    def update_gradient(moments: KroneckerMoments, gradient: ArrayTree) -> KroneckerMoments:
+        matrices = matrix_layout(gradient).to_matrices(gradient)
+        squares = [g.astype(s.dtype) ** 2 for g, s in zip(matrices, moments.rows, strict=True)]
+        return moments._replace(
+            num_gradients=moments.num_gradients + 1,
+            rows=[s + jnp.sum(g, axis=1) for s, g in zip(moments.rows, squares, strict=True)],
+            columns=[s + jnp.sum(g, axis=0) for s, g in zip(moments.columns, squares, strict=True)],
         )
 
     def fit(
@@ -192,7 +213,11 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
             left.append(unwhiten(a, s_a, draws_a))
             right.append(unwhiten(b, s_b, draws_b))
             levels.append((new_level(a, b, s_a, draws_a), new_level(b, a, s_b, draws_b)))
-        new = _from_covariances(left, right, levels, preconditioner.layout)
+        squares = [
+            (_in_units(rows, b, moments), _in_units(columns, a, moments))
+            for a, b, rows, columns in zip(left, right, moments.rows, moments.columns, strict=True)
+        ]
+        new = _from_covariances(left, right, levels, squares, preconditioner.layout)
         usable = (new.geometric_mean > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
@@ -209,31 +234,41 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         unknown = jnp.full_like(moments.count, jnp.nan)
         return unknown, unknown
 
-    return PreconditionerEstimator(init, init_statistics, update, fit, noise_eigenvalues, restrain)
+    return PreconditionerEstimator(
+        init, init_statistics, update, fit, noise_eigenvalues, restrain, update_gradient
+    )
+
+
+def _in_units(squares: Array, other: Array, moments: KroneckerMoments) -> Array:
+    """Return the mean square of the gradient of each row in units of the other factor."""
+    count = jnp.maximum(moments.num_gradients, 1).astype(squares.dtype)
+    trace = jnp.sum(jnp.maximum(diagonal_of(other), 0))
+    return jnp.where(trace > 0, squares / count / jnp.where(trace > 0, trace, 1), jnp.inf)
 
 
 def _from_covariances(
     left: list[Array],
     right: list[Array],
     levels: list[tuple[Array, Array]],
+    gradient_squares: Sequence[tuple[Array | float, Array | float]],
     layout: MatrixLayout,
 ) -> KroneckerPreconditioner:
     r"""Return the preconditioner of noise :math:`A \otimes B`, floored.
 
-    Each factor's floor follows its own diagonal,
-    :math:`D_A = \lambda_A (\mathrm{diag} A + \max(\alpha, \mathrm{mean\,diag} A) I)`.
-    Factors without noise of their own get :math:`\alpha, \beta` from the geometric
-    mean of all variances, :math:`\alpha \beta = G`.
+    Factors without noise of their own get the :math:`\alpha, \beta` of `make_side` from the
+    geometric mean of all variances, :math:`\alpha \beta = G`.
     """
     pairs = [(diagonal_of(a), diagonal_of(b)) for a, b in zip(left, right, strict=True)]
     G = geometric_mean([a[:, None] * b[None, :] for a, b in pairs])
     known = G > 0
     sides_a, sides_b, trace = [], [], jnp.zeros_like(G)
-    for a, b, level, (diagonal_a, diagonal_b) in zip(left, right, levels, pairs, strict=True):
+    for a, b, level, square, (diagonal_a, diagonal_b) in zip(
+        left, right, levels, gradient_squares, pairs, strict=True
+    ):
         silent = jnp.sum(diagonal_a) * jnp.sum(diagonal_b) <= 0
         root = jnp.where(silent, jnp.sqrt(G), 0).astype(a.dtype)
-        sides_a.append(make_side(a, level[0], root, known))
-        sides_b.append(make_side(b, level[1], root, known))
+        sides_a.append(make_side(a, level[0], root, square[0], known))
+        sides_b.append(make_side(b, level[1], root, square[1], known))
         c_a, c_b = jnp.sum(sides_a[-1].share), jnp.sum(sides_b[-1].share)
         trace += (len(diagonal_b) * c_a + len(diagonal_a) * c_b - c_a * c_b).astype(G.dtype)
     return KroneckerPreconditioner(sides_a, sides_b, G, jnp.where(known, trace, 0), layout)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from blackjax.types import Array
 
 from blackjax_smile.preconditioners.eigen import eigh
+from blackjax_smile.preconditioners.floor import GRADIENT_SHARE
+from blackjax_smile.preconditioners.variances import has_noise
 
 __all__ = [
     "INITIAL_FLOOR",
@@ -25,13 +27,23 @@ __all__ = [
 #: Floor under a factor at first, as a share of its own diagonal and of the mean of
 #: that; and the range in which windows move it.
 INITIAL_FLOOR = 0.1
-FLOOR_RANGE = (0.001, 0.3)
+FLOOR_RANGE = (0.0001, 0.3)
 
 #: The floor rises where a window's noise had, along some axis, more than this many
 #: times the variance that the last window's fit promised, and falls otherwise; by at
-#: most the factor beside it per window.
+#: most the factors beside it per window.
 MAX_SURPRISE = 2.0
-MAX_FLOOR_CHANGE = 4.0
+MAX_RISE, MAX_FALL = 4.0, 8.0
+
+#: Below this level, which takes a calm window to reach, it falls with the third power of the
+#: surprise. The hidden layers of networks stay above.
+CALM_LEVEL = 0.07
+
+#: From this level down the floor of a row is bounded by its gradient.
+BOUNDED_LEVEL = 0.01
+
+#: :math:`\kappa`. A curvature below this share of the noise's variance cannot be told from none.
+MIN_CURVATURE = 0.04
 
 #: Draws that a window must hold, per row of a factor, before the factor's
 #: correlations are estimated; a draw of a matrix counts once per other side's
@@ -62,8 +74,21 @@ class Side(NamedTuple):
     level: Array
 
 
-def make_side(covariance: Array, level: Array, least: Array, known: Array) -> Side:
+def make_side(
+    covariance: Array, level: Array, least: Array, gradient_square: Array | float, known: Array
+) -> Side:
     r"""Return the floored factor of a covariance, the identity if nothing is known.
+
+    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_i), \qquad
+        T = \max(\alpha, \mathrm{mean\,diag} A), \qquad
+        H_i = \max(E[g_i^2] - A_{ii}, \kappa A_{ii})
+
+    :math:`E[g_i^2]` is ``gradient_square``, a row's mean square of the gradient in units of the
+    other factor: less the noise, it is the mean curvature in the stationary law, and more on the
+    way there, see `floor_level`. So a row of little noise, that of an input of small numbers,
+    moves as freely as its curvature allows. One without noise keeps :math:`\lambda T`, and
+    so do all while the level is above `BOUNDED_LEVEL`: a hidden unit that is nearly silent
+    may wake up. ``least`` is :math:`\alpha`.
 
     A matrix is diagonalised in units of its floor,
     :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
@@ -74,7 +99,11 @@ def make_side(covariance: Array, level: Array, least: Array, known: Array) -> Si
     identity = jnp.ones_like(covariance) if covariance.ndim == 1 else jnp.eye(len(covariance))
     covariance = jnp.where(known, covariance, identity.astype(covariance.dtype) / (1 + 2 * level))
     diagonal = jnp.maximum(diagonal_of(covariance), 0)
-    floor = level * (diagonal + jnp.maximum(jnp.mean(diagonal), least))
+    typical = level * jnp.maximum(jnp.mean(diagonal), least)
+    is_bounded = known & (level <= BOUNDED_LEVEL) & has_noise(diagonal)
+    curvature = jnp.maximum(gradient_square - diagonal, MIN_CURVATURE * diagonal)
+    bound = jnp.where(is_bounded, GRADIENT_SHARE * curvature, jnp.inf)
+    floor = level * diagonal + jnp.minimum(typical, bound)
     if covariance.ndim == 1:
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
     root = jnp.sqrt(floor)
@@ -98,7 +127,9 @@ def new_level(side: Side, other: Side, whitened: Array, num_draws: Array) -> Arr
         total = total + jnp.diag(side.share)
         surprise = eigh(total)[0][-1] / jnp.mean(jnp.diagonal(total))
     surprise /= (1 + jnp.sqrt(len(total) / jnp.maximum(num_draws, 1))) ** 2
-    change = jnp.clip(surprise / MAX_SURPRISE, 1 / MAX_FLOOR_CHANGE, MAX_FLOOR_CHANGE)
+    change = surprise / MAX_SURPRISE
+    is_calm = (side.level < CALM_LEVEL) & (change < 1)
+    change = jnp.clip(jnp.where(is_calm, change**3, change), 1 / MAX_FALL, MAX_RISE)
     return jnp.clip(side.level * change, *FLOOR_RANGE).astype(side.level.dtype)
 
 
