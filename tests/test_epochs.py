@@ -74,6 +74,7 @@ def logdensity_fn(x, batch):
     return -0.5 * x @ x - 0.5 * len(DATA) * jnp.mean(jnp.sum((batch - x[None]) ** 2, axis=1))
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("num_chains", "share", "warns"), [(1, False, True), (2, True, True), (4, False, False)]
 )

@@ -80,6 +80,7 @@ def two_layers(position):
     return first, vectors[HIDDEN], second, vectors[1]
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("library", NETWORKS)
 def test_a_network_of_each_library(library):
     """Its log-density is that of the two layers written out, and a run takes its tree."""

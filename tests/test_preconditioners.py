@@ -274,11 +274,11 @@ def test_floor_follows_the_parameters_scales():
 
 
 @pytest.mark.parametrize("name", ["diagonal", "dense", "low_rank_estimate"])
-def test_a_window_lowers_the_floor_to_a_share_of_the_gradient(name):
+def test_a_window_lowers_the_floor_to_a_share_of_the_curvature(name):
     """Noise of variance 1 and 1e-10, none at all, and a curvature of 1e-10 beside noise of 1e-12.
 
     At first the floor is 1e-4 of the typical variance. Of a parameter that has noise it falls by a
-    hundred in a window, to a quarter of the gradient's mean square.
+    hundred in a window, to a quarter of the curvature, or of 0.04 times the noise if that is more.
     """
     V = np.array([1.0, 1.0, 1.0, 1e-10, 0.0, 1e-12])
     H = np.array([1e-2, 1e-2, 1e-2, 1e-12, 1e-10, 1e-10])
@@ -311,7 +311,8 @@ def test_a_window_lowers_the_floor_to_a_share_of_the_gradient(name):
     np.testing.assert_allclose(floors[0][3:], FLOOR * G, rtol=0.02)
     np.testing.assert_allclose(floors[1][[3, 5]], 0.01 * FLOOR * G, rtol=0.02)
     # 4000 squares have their mean within 5 * sqrt(2 / 4000) of the expected one.
-    np.testing.assert_allclose(floors[-1][[3, 5]], 0.25 * (V + H)[[3, 5]], rtol=0.12)
+    expected = 0.25 * np.maximum(H, 0.04 * V)
+    np.testing.assert_allclose(floors[-1][[3, 5]], expected[[3, 5]], rtol=0.12)
     np.testing.assert_allclose(floors[-1][4], FLOOR * G, rtol=0.1)
 
 

@@ -57,6 +57,7 @@ def warmup(preconditioner="diagonal"):
     )
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize(
     "preconditioner", ["identity", "diagonal", "dense", "kronecker", "low_rank", "bfloat16"]
 )
@@ -73,6 +74,7 @@ def test_warmup_and_steps(preconditioner):
     assert jnp.isfinite(state.logdensity)
 
 
+@pytest.mark.numerics
 def test_other_samplers():
     x = rows()
     centred = blackjax_smile.control_variates(logdensity_fn, start(), x)

@@ -9,19 +9,22 @@ noise of variance :math:`V_{ii}` that it whitens is taken to be :math:`V_{ii} + 
 
 import jax
 import jax.numpy as jnp
-from blackjax.types import ArrayTree
+from blackjax.types import Array, ArrayTree
 
 from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
 from blackjax_smile.preconditioners.rare_events import missed_variance
 from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-__all__ = ["FLOOR", "floor_level", "noise_floor"]
+__all__ = ["CURVATURE_SHARE", "FLOOR", "floor_level", "mean_curvature", "noise_floor"]
 
 #: :math:`\lambda`.
 FLOOR = 1e-4
 
-#: A floor need not be more than this share of a gradient's mean square.
-GRADIENT_SHARE = 0.25
+#: A floor need not be more than this share of the mean curvature.
+CURVATURE_SHARE = 0.25
+
+#: A curvature below this share of the noise's variance cannot be told from none.
+MIN_CURVATURE = 0.04
 
 #: By what a window may lower a floor: a parameter that has not moved yet has a small gradient.
 MAX_DECREASE = 0.01
@@ -43,14 +46,13 @@ def noise_floor(variance: ArrayTree, level: ArrayTree) -> ArrayTree:
 def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
     r"""Return :math:`G_i` of `noise_floor` from a window's moments.
 
-    .. math:: \lambda G_i = \min(\lambda G, \tfrac14 E[g_i^2]) + e_i ,
+    .. math:: \lambda G_i = \min(\lambda G, \tfrac14 H_{ii}) + e_i ,
 
-    where :math:`G` is the `geometric_mean` of all variances and :math:`e_i` is what the window
-    may have missed, see `missed_variance`.
+    where :math:`G` is the `geometric_mean` of all variances, :math:`H` is the `mean_curvature`
+    and :math:`e_i` is what the window may have missed, see `missed_variance`.
 
     Where a parameter of little noise moves too freely, its curvature is stiff in whitened
-    coordinates. In the stationary law :math:`E[g_i^2] = V_{ii} + H_{ii}` with :math:`H` the
-    mean curvature, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
+    coordinates, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
     :math:`\lambda G` is far above :math:`V_{ii}`, as for a column of small numbers, the second
     bound lets the parameter move as freely as the others. It takes some noise to trust it, and
     it lowers a floor by a factor of a hundred per window: the gradient of a parameter
@@ -73,10 +75,21 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
 
     def level(v, is_noisy, square, old, e):
         mean_square = square / jnp.maximum(moments.num_gradients, 1).astype(square.dtype)
-        bound = jnp.maximum(GRADIENT_SHARE * mean_square, MAX_DECREASE * old)
+        bound = jnp.maximum(CURVATURE_SHARE * mean_curvature(mean_square, v), MAX_DECREASE * old)
         typical = jnp.full_like(v, G)
         return jnp.where(is_noisy, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
 
     return jax.tree.map(
         level, variance, has_noise(variance), moments.gradient_square, old_floor, missed
     )
+
+
+def mean_curvature(gradient_square: Array, variance: Array) -> Array:
+    r"""Return :math:`H_{ii}` from the mean square of a gradient and the variance of its noise.
+
+    .. math:: H_{ii} = \max(E[g_i^2] - V_{ii}, \kappa V_{ii})
+
+    In the stationary law :math:`E[g_i^2] = V_{ii} + H_{ii}`; on the way there it is more. Below
+    :math:`\kappa V_{ii}` a window cannot tell it, nor does it matter there.
+    """
+    return jnp.maximum(gradient_square - variance, MIN_CURVATURE * variance)

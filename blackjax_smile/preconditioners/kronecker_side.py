@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from blackjax.types import Array
 
 from blackjax_smile.preconditioners.eigen import eigh
-from blackjax_smile.preconditioners.floor import GRADIENT_SHARE
+from blackjax_smile.preconditioners.floor import CURVATURE_SHARE, mean_curvature
 from blackjax_smile.preconditioners.variances import has_noise
 
 __all__ = [
@@ -41,9 +41,6 @@ CALM_LEVEL = 0.07
 
 #: From this level down the floor of a row is bounded by its gradient.
 BOUNDED_LEVEL = 0.01
-
-#: :math:`\kappa`. A curvature below this share of the noise's variance cannot be told from none.
-MIN_CURVATURE = 0.04
 
 #: Draws that a window must hold, per row of a factor, before the factor's
 #: correlations are estimated; a draw of a matrix counts once per other side's
@@ -79,16 +76,14 @@ def make_side(
 ) -> Side:
     r"""Return the floored factor of a covariance, the identity if nothing is known.
 
-    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_i), \qquad
-        T = \max(\alpha, \mathrm{mean\,diag} A), \qquad
-        H_i = \max(E[g_i^2] - A_{ii}, \kappa A_{ii})
+    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_{ii}), \qquad
+        T = \max(\alpha, \mathrm{mean\,diag} A)
 
-    :math:`E[g_i^2]` is ``gradient_square``, a row's mean square of the gradient in units of the
-    other factor: less the noise, it is the mean curvature in the stationary law, and more on the
-    way there, see `floor_level`. So a row of little noise, that of an input of small numbers,
-    moves as freely as its curvature allows. One without noise keeps :math:`\lambda T`, and
-    so do all while the level is above `BOUNDED_LEVEL`: a hidden unit that is nearly silent
-    may wake up. ``least`` is :math:`\alpha`.
+    :math:`H` is the `mean_curvature` that follows from ``gradient_square``, the mean square of a
+    row's gradient in units of the other factor. So a row of little noise, that of an input of
+    small numbers, moves as freely as its curvature allows, see `floor_level`. One without noise
+    keeps :math:`\lambda T`, and so do all while the level is above `BOUNDED_LEVEL`: a hidden
+    unit that is nearly silent may wake up. ``least`` is :math:`\alpha`.
 
     A matrix is diagonalised in units of its floor,
     :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
@@ -101,8 +96,8 @@ def make_side(
     diagonal = jnp.maximum(diagonal_of(covariance), 0)
     typical = level * jnp.maximum(jnp.mean(diagonal), least)
     is_bounded = known & (level <= BOUNDED_LEVEL) & has_noise(diagonal)
-    curvature = jnp.maximum(gradient_square - diagonal, MIN_CURVATURE * diagonal)
-    bound = jnp.where(is_bounded, GRADIENT_SHARE * curvature, jnp.inf)
+    curvature = mean_curvature(gradient_square, diagonal)
+    bound = jnp.where(is_bounded, CURVATURE_SHARE * curvature, jnp.inf)
     floor = level * diagonal + jnp.minimum(typical, bound)
     if covariance.ndim == 1:
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
