@@ -23,7 +23,7 @@ FLOOR = 1e-4
 #: A floor need not be more than this share of the mean curvature.
 CURVATURE_SHARE = 0.25
 
-#: A curvature below this share of the noise's variance cannot be told from none.
+#: :math:`\kappa`: a curvature below this share of the noise's variance cannot be told from none.
 MIN_CURVATURE = 0.04
 
 #: By what a window may lower a floor: a parameter that has not moved yet has a small gradient.

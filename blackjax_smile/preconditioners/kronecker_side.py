@@ -39,7 +39,7 @@ MAX_RISE, MAX_FALL = 4.0, 8.0
 #: surprise. The hidden layers of networks stay above.
 CALM_LEVEL = 0.07
 
-#: From this level down the floor of a row is bounded by its gradient.
+#: From this level down the floor of a row is bounded by its curvature.
 BOUNDED_LEVEL = 0.01
 
 #: Draws that a window must hold, per row of a factor, before the factor's
