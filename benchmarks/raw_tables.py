@@ -25,10 +25,10 @@ min ess          smallest effective number of draws, all chains
 import argparse
 import os
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from posterior_scores import scores
 from tables import print_table, report
 from uci_data import ENVIRONMENT, read_rows
 
@@ -114,16 +114,8 @@ def run(problem: Regression, preconditioner: str, args) -> dict:
     )
     draws = np.asarray(result.positions, np.float64)
     z = (draws - problem.mean) / np.sqrt(problem.variance)
-    b2 = z.mean(axis=(0, 1)) ** 2
-    return {
-        "start": float(np.max(np.abs(problem.mean) / np.sqrt(problem.variance))),
-        "arrived": float(np.max(np.abs(z[:, 0]))),
-        "b2mean": float(np.mean(b2)),
-        "largest b2": float(np.max(b2)),
-        "ratio": float(np.mean(z.var(axis=(0, 1)))),
-        "min ess": float(jnp.min(blackjax.ess(jnp.asarray(z, jnp.float32)))),
-        "anisotropy": float(np.mean(result.adaptation.windows.anisotropy[:, -1])),
-    }
+    start = float(np.max(np.abs(problem.mean) / np.sqrt(problem.variance)))
+    return {"start": start, **scores(z, result)}
 
 
 def main() -> None:

@@ -11,8 +11,10 @@ posterior is known by its curvature at the mode. Minibatches of 200 rows, four c
 arrived            largest distance of a coefficient from the mode at the first draw kept, in
                    posterior deviations
 b2mean, ratio      mean over the coefficients of (bias of the mean)^2 / variance, and mean ratio
-                   of variances, with its range
-min ess, median    effective number of draws of a coefficient, all chains
+                   of variances
+largest b2         of a coefficient
+min, median ess    effective number of draws of a coefficient, all chains
+ratios             the smallest and the largest ratio of variances
 """
 
 import argparse
@@ -21,6 +23,7 @@ import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from posterior_scores import scores
 from scipy.linalg import cho_factor, cho_solve
 from tables import print_table, report
 
@@ -89,16 +92,11 @@ def run(X, y, scales, mode, variance, preconditioner: str, num_warmup: int) -> d
     kernel = np.asarray(result.positions["kernel"], np.float64) * scales[:, None]
     bias = np.asarray(result.positions["bias"], np.float64)[:, :, None]
     z = (np.concatenate([kernel, bias], axis=2) - mode) / np.sqrt(variance)
-    ess = blackjax.ess(jnp.asarray(z, jnp.float32))
     ratio = z.var(axis=(0, 1))
     return {
-        "arrived": float(np.max(np.abs(z[:, 0]))),
-        "b2mean": float(np.mean(z.mean(axis=(0, 1)) ** 2)),
-        "ratio": float(np.mean(ratio)),
-        "range": f"{ratio.min():.2f} {ratio.max():.2f}",
-        "min ess": float(jnp.min(ess)),
-        "median": float(jnp.median(ess)),
-        "anisotropy": float(np.mean(result.adaptation.windows.anisotropy[:, -1])),
+        **scores(z, result),
+        "median ess": float(jnp.median(blackjax.ess(jnp.asarray(z, jnp.float32)))),
+        "ratios": f"{ratio.min():.2f} {ratio.max():.2f}",
     }
 
 

@@ -140,7 +140,7 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
     A window of noise along some axis far above what the last fit promised raises it,
     a window without surprise lowers it: hidden layers of networks end near 0.1 or 0.3,
     inputs and regressions, whose noise stays as it is, at 0.01 and below. There the
-    floor of each row is bounded by its own gradient, too, so inputs may be in any units.
+    floor of each row is bounded by its own curvature, too, so inputs may be in any units.
 
     Parameters
     ----------

@@ -1,0 +1,23 @@
+"""How the chains of a run of `sample` compare with a posterior that is known."""
+
+import blackjax
+import jax.numpy as jnp
+import numpy as np
+
+import blackjax_smile
+
+
+def scores(z: np.ndarray, result: blackjax_smile.SampleResult) -> dict[str, float]:
+    """Return the errors of draws, shape (chain, draw, ...), in units of the exact posterior.
+
+    ``z`` is their distance from its mean in its deviations; ``result`` is the run they are of.
+    """
+    b2 = z.mean(axis=(0, 1)) ** 2
+    return {
+        "arrived": float(np.max(np.abs(z[:, 0]))),
+        "b2mean": float(np.mean(b2)),
+        "largest b2": float(np.max(b2)),
+        "ratio": float(np.mean(z.var(axis=(0, 1)))),
+        "min ess": float(jnp.min(blackjax.ess(jnp.asarray(z, jnp.float32)))),
+        "anisotropy": float(np.mean(result.adaptation.windows.anisotropy[:, -1])),
+    }
