@@ -92,7 +92,7 @@ class Groups:
         return logprior + len(self.data[0]) * jnp.mean(loglikelihood)
 
 
-@pytest.mark.parametrize("preconditioner", ["diagonal", "low_rank"])
+@pytest.mark.parametrize("preconditioner", ["diagonal", "low_rank", "kronecker"])
 def test_effects_of_small_groups(preconditioner):
     """A minibatch of 50 rows says nothing of nine groups in ten.
 

@@ -103,8 +103,8 @@ class WindowInfo(NamedTuple):
         Mean of those eigenvalues.
     smallest_eigenvalue, largest_eigenvalue
         The smallest and the largest, complementary noise included. Sampling
-        alone spreads them to about ``(1 -+ sqrt(d / steps))**2``. NaN in models
-        too large for it.
+        alone spreads them to about ``(1 -+ sqrt(d / steps))**2``. 0 and infinity
+        where they are not known: in models too large for it, under kronecker and low_rank.
     natural_length, noise_length
         The two lengths that bound ``L``.
     energy_threshold

@@ -71,7 +71,7 @@ class PreconditionerEstimator(NamedTuple):
         window the old one is returned.
     noise_eigenvalues
         ``(statistics, preconditioner) -> (smallest, largest)``: of the whitened
-        noise's covariance, complement included; NaN where it is not known.
+        noise's covariance, complement included; 0 and infinity where they are not known.
     restrain
         ``(preconditioner, scale) -> preconditioner``: the map :math:`D F` with the floor
         :math:`D^{-1} R D^{-1}`, where the tree ``scale`` is the diagonal of :math:`D`; it

@@ -6,7 +6,6 @@ The noise of a matrix of parameters is modelled as matrix-normal: covariance
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +13,20 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
+from blackjax_smile.preconditioners.kronecker_moments import (
+    KroneckerMoments,
+    find_evidence,
+    init_kronecker_moments,
+    update_kronecker_gradient,
+    update_kronecker_moments,
+)
 from blackjax_smile.preconditioners.kronecker_side import (
     INITIAL_FLOOR,
+    NO_EVIDENCE,
+    Evidence,
     Side,
     diagonal_of,
     effective_dimension,
-    gram,
     make_side,
     new_level,
     restrain_side,
@@ -28,6 +35,7 @@ from blackjax_smile.preconditioners.kronecker_side import (
     unwhiten,
 )
 from blackjax_smile.preconditioners.matrix_layout import MatrixLayout, matrix_layout
+from blackjax_smile.preconditioners.moments import unknown_range
 from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["KroneckerPreconditioner", "kronecker_estimator"]
@@ -99,28 +107,6 @@ class KroneckerPreconditioner:
         return [side.factor for side in self.left], [side.factor for side in self.right]
 
 
-class KroneckerMoments(NamedTuple):
-    r"""Moments of a window's whitened noise :math:`\tilde N` and of its gradients, per matrix.
-
-    count
-        Number of draws.
-    left, right
-        Summed :math:`\tilde N \tilde N^T / n` and :math:`\tilde N^T \tilde N / m`,
-        or their diagonals.
-    num_gradients
-        Number of gradients.
-    rows, columns
-        Their squares, noise and all, summed over each row and over each column.
-    """
-
-    count: Array
-    left: list[Array]
-    right: list[Array]
-    num_gradients: Array
-    rows: list[Array]
-    columns: list[Array]
-
-
 def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator:
     r"""Estimate a `KroneckerPreconditioner`, O(mn (m + n)) a step for each matrix.
 
@@ -161,50 +147,26 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         right = [jnp.diag(c) if _is_full(c) else c for c in columns]
         level = jnp.asarray(INITIAL_FLOOR)
         levels = [(level.astype(a.dtype), level.astype(a.dtype)) for a in left]
-        return _from_covariances(left, right, levels, [(jnp.inf, jnp.inf)] * len(left), layout)
+        unknown = [(NO_EVIDENCE, NO_EVIDENCE)] * len(left)
+        return _from_covariances(left, right, levels, unknown, layout)
 
     def _is_full(side: Array) -> bool:
         return 1 < len(side) <= side_limit
 
     def init_statistics(preconditioner: KroneckerPreconditioner) -> KroneckerMoments:
-        return KroneckerMoments(
-            count=jnp.zeros_like(preconditioner.geometric_mean),
-            left=[jnp.zeros_like(side.factor) for side in preconditioner.left],
-            right=[jnp.zeros_like(side.factor) for side in preconditioner.right],
-            num_gradients=jnp.zeros_like(preconditioner.geometric_mean),
-            rows=[jnp.zeros_like(side.floor) for side in preconditioner.left],
-            columns=[jnp.zeros_like(side.floor) for side in preconditioner.right],
-        )
-
-    def update(
-        moments: KroneckerMoments, noise: ArrayTree, whitened_noise: ArrayTree
-    ) -> KroneckerMoments:
-        # The layout is a function of the tree's names and shapes alone.
-        matrices = matrix_layout(noise).to_matrices(whitened_noise)
-        return moments._replace(
-            count=moments.count + 1,
-            left=[s + gram(n, s) for s, n in zip(moments.left, matrices, strict=True)],
-            right=[s + gram(n.T, s) for s, n in zip(moments.right, matrices, strict=True)],
-        )
-
-    def update_gradient(moments: KroneckerMoments, gradient: ArrayTree) -> KroneckerMoments:
-        matrices = matrix_layout(gradient).to_matrices(gradient)
-        squares = [g.astype(s.dtype) ** 2 for g, s in zip(matrices, moments.rows, strict=True)]
-        return moments._replace(
-            num_gradients=moments.num_gradients + 1,
-            rows=[s + jnp.sum(g, axis=1) for s, g in zip(moments.rows, squares, strict=True)],
-            columns=[s + jnp.sum(g, axis=0) for s, g in zip(moments.columns, squares, strict=True)],
-        )
+        dtype = preconditioner.geometric_mean.dtype
+        return init_kronecker_moments(preconditioner.left, preconditioner.right, dtype)
 
     def fit(
         moments: KroneckerMoments, preconditioner: KroneckerPreconditioner
     ) -> KroneckerPreconditioner:
         count = jnp.maximum(moments.count, 1)
         left, right, levels = [], [], []
-        for a, b, sum_a, sum_b in zip(
+        for a, b, sums_a, sums_b in zip(
             preconditioner.left, preconditioner.right, moments.left, moments.right, strict=True
         ):
-            s_a, s_b = sum_a / count.astype(sum_a.dtype), sum_b / count.astype(sum_b.dtype)
+            s_a = sums_a.whitened / count.astype(sums_a.whitened.dtype)
+            s_b = sums_b.whitened / count.astype(sums_b.whitened.dtype)
             # Both hold the scale of the noise; it belongs to one of them.
             scale = jnp.mean(diagonal_of(s_a))
             s_b = s_b / jnp.where(scale > 0, scale, 1)
@@ -213,11 +175,8 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
             left.append(unwhiten(a, s_a, draws_a))
             right.append(unwhiten(b, s_b, draws_b))
             levels.append((new_level(a, b, s_a, draws_a), new_level(b, a, s_b, draws_b)))
-        squares = [
-            (_in_units(rows, b, moments), _in_units(columns, a, moments))
-            for a, b, rows, columns in zip(left, right, moments.rows, moments.columns, strict=True)
-        ]
-        new = _from_covariances(left, right, levels, squares, preconditioner.layout)
+        evidence = list(zip(*find_evidence(moments, left, right), strict=True))
+        new = _from_covariances(left, right, levels, evidence, preconditioner.layout)
         usable = (new.geometric_mean > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)
 
@@ -231,26 +190,24 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
 
     def noise_eigenvalues(moments: KroneckerMoments, preconditioner: KroneckerPreconditioner):
         del preconditioner
-        unknown = jnp.full_like(moments.count, jnp.nan)
-        return unknown, unknown
+        return unknown_range(moments.count)
 
     return PreconditionerEstimator(
-        init, init_statistics, update, fit, noise_eigenvalues, restrain, update_gradient
+        init,
+        init_statistics,
+        update_kronecker_moments,
+        fit,
+        noise_eigenvalues,
+        restrain,
+        update_kronecker_gradient,
     )
-
-
-def _in_units(squares: Array, other: Array, moments: KroneckerMoments) -> Array:
-    """Return the mean square of the gradient of each row in units of the other factor."""
-    count = jnp.maximum(moments.num_gradients, 1).astype(squares.dtype)
-    trace = jnp.sum(jnp.maximum(diagonal_of(other), 0))
-    return jnp.where(trace > 0, squares / count / jnp.where(trace > 0, trace, 1), jnp.inf)
 
 
 def _from_covariances(
     left: list[Array],
     right: list[Array],
     levels: list[tuple[Array, Array]],
-    gradient_squares: Sequence[tuple[Array | float, Array | float]],
+    evidence: Sequence[tuple[Evidence, Evidence]],
     layout: MatrixLayout,
 ) -> KroneckerPreconditioner:
     r"""Return the preconditioner of noise :math:`A \otimes B`, floored.
@@ -262,13 +219,13 @@ def _from_covariances(
     G = geometric_mean([a[:, None] * b[None, :] for a, b in pairs])
     known = G > 0
     sides_a, sides_b, trace = [], [], jnp.zeros_like(G)
-    for a, b, level, square, (diagonal_a, diagonal_b) in zip(
-        left, right, levels, gradient_squares, pairs, strict=True
+    for a, b, level, found, (diagonal_a, diagonal_b) in zip(
+        left, right, levels, evidence, pairs, strict=True
     ):
         silent = jnp.sum(diagonal_a) * jnp.sum(diagonal_b) <= 0
         root = jnp.where(silent, jnp.sqrt(G), 0).astype(a.dtype)
-        sides_a.append(make_side(a, level[0], root, square[0], known))
-        sides_b.append(make_side(b, level[1], root, square[1], known))
+        sides_a.append(make_side(a, level[0], root, found[0], known))
+        sides_b.append(make_side(b, level[1], root, found[1], known))
         c_a, c_b = jnp.sum(sides_a[-1].share), jnp.sum(sides_b[-1].share)
         trace += (len(diagonal_b) * c_a + len(diagonal_a) * c_b - c_a * c_b).astype(G.dtype)
     return KroneckerPreconditioner(sides_a, sides_b, G, jnp.where(known, trace, 0), layout)

@@ -8,14 +8,15 @@ from blackjax.types import Array
 
 from blackjax_smile.preconditioners.eigen import eigh
 from blackjax_smile.preconditioners.floor import CURVATURE_SHARE, mean_curvature
-from blackjax_smile.preconditioners.variances import has_noise
+from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
 __all__ = [
     "INITIAL_FLOOR",
+    "NO_EVIDENCE",
+    "Evidence",
     "Side",
     "diagonal_of",
     "effective_dimension",
-    "gram",
     "make_side",
     "new_level",
     "restrain_side",
@@ -71,19 +72,37 @@ class Side(NamedTuple):
     level: Array
 
 
+class Evidence(NamedTuple):
+    """What a window says of the rows of a factor besides their noise, in its units.
+
+    gradient_square
+        Mean square of a row's gradient, noise and all.
+    missed
+        What the window may have missed of a row's noise, see
+        `blackjax_smile.preconditioners.rare_events.missed_variance`.
+    """
+
+    gradient_square: Array | float
+    missed: Array | float
+
+
+NO_EVIDENCE = Evidence(jnp.inf, 0.0)
+
+
 def make_side(
-    covariance: Array, level: Array, least: Array, gradient_square: Array | float, known: Array
+    covariance: Array, level: Array, least: Array, evidence: Evidence, known: Array
 ) -> Side:
     r"""Return the floored factor of a covariance, the identity if nothing is known.
 
-    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_{ii}), \qquad
+    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_{ii}) + e_i, \qquad
         T = \max(\alpha, \mathrm{mean\,diag} A)
 
-    :math:`H` is the `mean_curvature` that follows from ``gradient_square``, the mean square of a
-    row's gradient in units of the other factor. So a row of little noise, that of an input of
-    small numbers, moves as freely as its curvature allows, see `floor_level`. One without noise
-    keeps :math:`\lambda T`, and so do all while the level is above `BOUNDED_LEVEL`: a hidden
-    unit that is nearly silent may wake up. ``least`` is :math:`\alpha`.
+    :math:`H` is the `mean_curvature` that follows from the gradient's square. So a row of little
+    noise, that of an input of small numbers, moves as freely as its curvature allows, see
+    `floor_level`. One without noise keeps :math:`\lambda T`, and so do all while the level is
+    above `BOUNDED_LEVEL`: a hidden unit that is nearly silent may wake up. :math:`e_i` is what
+    the window may have missed of a row that few minibatches inform, as of an embedding's.
+    ``least`` is :math:`\alpha`.
 
     A matrix is diagonalised in units of its floor,
     :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
@@ -96,9 +115,10 @@ def make_side(
     diagonal = jnp.maximum(diagonal_of(covariance), 0)
     typical = level * jnp.maximum(jnp.mean(diagonal), least)
     is_bounded = known & (level <= BOUNDED_LEVEL) & has_noise(diagonal)
-    curvature = mean_curvature(gradient_square, diagonal)
-    bound = jnp.where(is_bounded, CURVATURE_SHARE * curvature, jnp.inf)
-    floor = level * diagonal + jnp.minimum(typical, bound)
+    curvature = mean_curvature(evidence.gradient_square, diagonal)
+    bound = jnp.minimum(level * geometric_mean(diagonal), CURVATURE_SHARE * curvature)
+    bound = jnp.where(is_bounded, bound, jnp.inf)
+    floor = level * diagonal + jnp.minimum(typical, bound) + evidence.missed
     if covariance.ndim == 1:
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
     root = jnp.sqrt(floor)
@@ -158,14 +178,6 @@ def effective_dimension(whitened: Array) -> Array:
 def diagonal_of(side: Array) -> Array:
     """Return the diagonal of a covariance, which may be stored as that alone."""
     return side if side.ndim == 1 else jnp.diagonal(side)
-
-
-def gram(matrix: Array, like: Array) -> Array:
-    r"""Return :math:`X X^T / n`, or its diagonal if ``like`` is one."""
-    matrix = matrix.astype(like.dtype)
-    if like.ndim == 1:
-        return jnp.mean(matrix**2, axis=1)
-    return matrix @ matrix.T / matrix.shape[1]
 
 
 def times_left(factor: Array, matrix: Array, transpose: bool = False) -> Array:

@@ -16,6 +16,7 @@ from blackjax_smile.preconditioners.floor import floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     init_moments,
+    unknown_range,
     update_gradient,
     update_moments,
     variance_of,
@@ -168,8 +169,7 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
 
     def noise_eigenvalues(sketch: Sketch, preconditioner: EstimatedLowRankPreconditioner):
         del preconditioner
-        unknown = jnp.full_like(sketch.moments.count, jnp.nan)
-        return unknown, unknown
+        return unknown_range(sketch.moments.count)
 
     return PreconditionerEstimator(
         init, init_statistics, update, fit, noise_eigenvalues, restrain, add_gradient

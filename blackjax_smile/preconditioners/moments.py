@@ -15,6 +15,7 @@ __all__ = [
     "NoiseMoments",
     "eigenvalue_range",
     "init_moments",
+    "unknown_range",
     "update_gradient",
     "update_moments",
     "variance_of",
@@ -106,15 +107,19 @@ def variance_of(moments: NoiseMoments) -> ArrayTree:
     return jax.tree.map(lambda s: s / count.astype(s.dtype), moments.square)
 
 
+def unknown_range(count: Array) -> tuple[Array, Array]:
+    """Return bounds that hold for any eigenvalues; no NaN, which stops under `jax_debug_nans`."""
+    return jnp.zeros_like(count), jnp.full_like(count, jnp.inf)
+
+
 def eigenvalue_range(moments: NoiseMoments, complement: Array | float = 0.0):
     """Return the smallest and largest eigenvalue of the whitened noise's covariance.
 
-    ``complement`` is added to the covariance. NaN if only the variances were
-    followed.
+    ``complement`` is added to the covariance. 0 and infinity if only the variances
+    were followed.
     """
     if moments.whitened_outer is None:
-        unknown = jnp.full((), jnp.nan, moments.count.dtype)
-        return unknown, unknown
+        return unknown_range(moments.count)
     covariance = moments.whitened_outer / jnp.maximum(moments.count, 1)
     eigenvalues = jnp.linalg.eigvalsh(covariance + complement)
     return eigenvalues[0], eigenvalues[-1]
