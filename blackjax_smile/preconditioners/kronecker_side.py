@@ -94,15 +94,15 @@ def make_side(
 ) -> Side:
     r"""Return the floored factor of a covariance, the identity if nothing is known.
 
-    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda T, \tfrac14 H_{ii}) + e_i, \qquad
-        T = \max(\alpha, \mathrm{mean\,diag} A)
+    .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda G, \tfrac14 H_{ii}) + e_i
 
-    :math:`H` is the `mean_curvature` that follows from the gradient's square. So a row of little
-    noise, that of an input of small numbers, moves as freely as its curvature allows, see
-    `floor_level`. One without noise keeps :math:`\lambda T`, and so do all while the level is
-    above `BOUNDED_LEVEL`: a hidden unit that is nearly silent may wake up. :math:`e_i` is what
-    the window may have missed of a row that few minibatches inform, as of an embedding's.
-    ``least`` is :math:`\alpha`.
+    :math:`G` is the geometric mean of the diagonal, and :math:`H` the `mean_curvature` that follows
+    from the gradient's square. So a row of little noise, that of an input of small numbers, moves
+    as freely as its curvature allows, see `floor_level`. One without noise has
+    :math:`\lambda \max(\alpha, \mathrm{mean\,diag} A)` in place of the minimum, and so have all
+    while the level is above `BOUNDED_LEVEL`: a hidden unit that is nearly silent may wake up.
+    :math:`e_i` is what the window may have missed of a row that few minibatches inform, as of an
+    embedding's. ``least`` is :math:`\alpha`.
 
     A matrix is diagonalised in units of its floor,
     :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
@@ -117,8 +117,7 @@ def make_side(
     is_bounded = known & (level <= BOUNDED_LEVEL) & has_noise(diagonal)
     curvature = mean_curvature(evidence.gradient_square, diagonal)
     bound = jnp.minimum(level * geometric_mean(diagonal), CURVATURE_SHARE * curvature)
-    bound = jnp.where(is_bounded, bound, jnp.inf)
-    floor = level * diagonal + jnp.minimum(typical, bound) + evidence.missed
+    floor = level * diagonal + jnp.where(is_bounded, bound, typical) + evidence.missed
     if covariance.ndim == 1:
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
     root = jnp.sqrt(floor)
