@@ -222,6 +222,13 @@ def test_missing_values_do_not_pass_in_silence(num_missing, share):
             sample(**data)
 
 
+@pytest.mark.parametrize("preconditioner", ["low_rank", "kronecker"])
+def test_a_sound_run_passes_under_debug_nans(preconditioner):
+    """Who looks for a NaN of his model is not stopped by one of ours."""
+    with jax.debug_nans(True):
+        sample(preconditioner=preconditioner)
+
+
 def test_numpy_integers_are_integers():
     sample(num_samples=np.int64(3), thinning=np.int32(2))
 
