@@ -15,7 +15,7 @@ from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
 from blackjax_smile.preconditioners.rare_events import missed_variance
 from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-__all__ = ["CURVATURE_SHARE", "FLOOR", "floor_level", "mean_curvature", "noise_floor"]
+__all__ = ["FLOOR", "curvature_bound", "floor_level", "noise_floor"]
 
 #: :math:`\lambda`.
 FLOOR = 1e-4
@@ -48,8 +48,8 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
 
     .. math:: \lambda G_i = \min(\lambda G, \tfrac14 H_{ii}) + e_i ,
 
-    where :math:`G` is the `geometric_mean` of all variances, :math:`H` is the `mean_curvature`
-    and :math:`e_i` is what the window may have missed, see `missed_variance`.
+    where :math:`G` is the `geometric_mean` of all variances, :math:`\tfrac14 H` the
+    `curvature_bound` and :math:`e_i` what the window may have missed, see `missed_variance`.
 
     Where a parameter of little noise moves too freely, its curvature is stiff in whitened
     coordinates, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
@@ -75,7 +75,7 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
 
     def level(v, is_noisy, square, old, e):
         mean_square = square / jnp.maximum(moments.num_gradients, 1).astype(square.dtype)
-        bound = jnp.maximum(CURVATURE_SHARE * mean_curvature(mean_square, v), MAX_DECREASE * old)
+        bound = jnp.maximum(curvature_bound(mean_square, v), MAX_DECREASE * old)
         typical = jnp.full_like(v, G)
         return jnp.where(is_noisy, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
 
@@ -84,12 +84,15 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
     )
 
 
-def mean_curvature(gradient_square: Array, variance: Array) -> Array:
-    r"""Return :math:`H_{ii}` from the mean square of a gradient and the variance of its noise.
+def curvature_bound(gradient_square: Array, variance: Array) -> Array:
+    r"""Return :math:`\tfrac14 H_{ii}`, which a floor need not exceed.
+
+    From the mean square of a gradient and the variance of its noise:
 
     .. math:: H_{ii} = \max(E[g_i^2] - V_{ii}, \kappa V_{ii})
 
     In the stationary law :math:`E[g_i^2] = V_{ii} + H_{ii}`; on the way there it is more. Below
     :math:`\kappa V_{ii}` a window cannot tell it, nor does it matter there.
     """
-    return jnp.maximum(gradient_square - variance, MIN_CURVATURE * variance)
+    curvature = jnp.maximum(gradient_square - variance, MIN_CURVATURE * variance)
+    return CURVATURE_SHARE * curvature

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from blackjax.types import Array
 
 from blackjax_smile.preconditioners.eigen import eigh
-from blackjax_smile.preconditioners.floor import CURVATURE_SHARE, mean_curvature
+from blackjax_smile.preconditioners.floor import curvature_bound
 from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
 __all__ = [
@@ -96,13 +96,13 @@ def make_side(
 
     .. math:: D_{ii} = \lambda A_{ii} + \min(\lambda G, \tfrac14 H_{ii}) + e_i
 
-    :math:`G` is the geometric mean of the diagonal, and :math:`H` the `mean_curvature` that follows
-    from the gradient's square. So a row of little noise, that of an input of small numbers, moves
-    as freely as its curvature allows, see `floor_level`. One without noise has
-    :math:`\lambda \max(\alpha, \mathrm{mean\,diag} A)` in place of the minimum, and so have all
-    while the level is above `BOUNDED_LEVEL`: a hidden unit that is nearly silent may wake up.
-    :math:`e_i` is what the window may have missed of a row that few minibatches inform, as of an
-    embedding's. ``least`` is :math:`\alpha`.
+    :math:`G` is the geometric mean of the diagonal and :math:`\tfrac14 H` the `curvature_bound`,
+    so that a row of little noise, that of an input of small numbers, moves as freely as its
+    curvature allows, see `floor_level`. One without noise has :math:`\lambda \max(\alpha,
+    \mathrm{mean\,diag} A)` in place of the minimum, and so have all while the level is above
+    `BOUNDED_LEVEL`: a hidden unit that is nearly silent may wake up. :math:`e_i` is what the
+    window may have missed of a row that few minibatches inform, as of an embedding's.
+    ``least`` is :math:`\alpha`.
 
     A matrix is diagonalised in units of its floor,
     :math:`D^{-1/2} A D^{-1/2} = Q \Lambda Q^T`, so that
@@ -115,8 +115,8 @@ def make_side(
     diagonal = jnp.maximum(diagonal_of(covariance), 0)
     typical = level * jnp.maximum(jnp.mean(diagonal), least)
     is_bounded = known & (level <= BOUNDED_LEVEL) & has_noise(diagonal)
-    curvature = mean_curvature(evidence.gradient_square, diagonal)
-    bound = jnp.minimum(level * geometric_mean(diagonal), CURVATURE_SHARE * curvature)
+    enough = curvature_bound(evidence.gradient_square, diagonal)
+    bound = jnp.minimum(level * geometric_mean(diagonal), enough)
     floor = level * diagonal + jnp.where(is_bounded, bound, typical) + evidence.missed
     if covariance.ndim == 1:
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
