@@ -82,7 +82,8 @@ def numpyro_logdensity(
     ------
     ValueError
         If the program observes no row, has discrete latent sites, a variable for each
-        row or one whose support depends on the rows, or ``data_size`` is less than 1.
+        row or one whose support depends on the rows, a plate with ``subsample_size``, or
+        ``data_size`` is less than 1.
 
     Examples
     --------
@@ -105,6 +106,7 @@ def numpyro_logdensity(
 
     def trace_of(rng_key: PRNGKey, minibatch: ArrayTree) -> dict[str, Any]:
         trace = handlers.trace(handlers.seed(model, rng_key)).get_trace(minibatch)
+        _check_plates(trace)
         return {name: site for name, site in trace.items() if site["type"] == "sample"}
 
     def init_fn(rng_key: PRNGKey) -> ArrayTree:
@@ -152,6 +154,18 @@ def _scale_sites(model: Callable, names: set[str], factor: float, handlers: Any)
                 super().process_message(message)
 
     return ScaleSites(model, scale=factor)
+
+
+def _check_plates(trace: dict[str, Any]) -> None:
+    """Raise for a plate that takes some of its rows: the minibatch has been drawn already."""
+    plates = {name: site["args"] for name, site in trace.items() if site["type"] == "plate"}
+    taken = [name for name, (size, some) in plates.items() if some not in (None, size)]
+    if taken:
+        raise ValueError(
+            f"The plates {taken} have a subsample_size, but the program's rows are those of a "
+            "minibatch, which are scaled to data_size here. Make them plates of the minibatch's "
+            "size alone: numpyro.plate(name, len(minibatch))."
+        )
 
 
 def _check_sites(latent: dict[str, Any], doubled: dict[str, Any], of_rows: set[str]) -> None:

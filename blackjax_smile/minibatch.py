@@ -21,22 +21,38 @@ __all__ = [
 ]
 
 
+#: Kinds of NumPy's dtypes that JAX does not take: objects, bytes, text, dates, durations.
+NO_NUMBERS = "OSUMm"
+
+
 def data_size(data: ArrayLikeTree) -> int:
     """Return the number of observations, the leaves' common leading axis.
 
     Raises
     ------
     ValueError
-        If there is no leaf, no observation, or no common leading axis.
+        If there is no leaf, no observation, no common leading axis, or a leaf holds no numbers.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(data)
-    shapes = {jax.tree_util.keystr(path) or "data": jnp.shape(leaf) for path, leaf in leaves}
-    if not shapes:
+    leaves = {
+        jax.tree_util.keystr(path) or "data": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(data)
+    }
+    if not leaves:
         raise ValueError("The data set holds no array.")
+    for name, leaf in leaves.items():
+        if getattr(getattr(leaf, "dtype", None), "kind", "f") in NO_NUMBERS:
+            raise ValueError(
+                f"The data must be numbers, but {name} has dtype {leaf.dtype}. Convert it, for "
+                "example by numpy.asarray(x, numpy.float32); code categories and text as integers."
+            )
+    shapes = {name: jnp.shape(leaf) for name, leaf in leaves.items()}
     if () in shapes.values():
+        scalars = [name for name, shape in shapes.items() if shape == ()]
+        more = f" and {len(scalars) - 3} more" if len(scalars) > 3 else ""
         raise ValueError(
             "Every leaf of the data needs a leading axis (the observations), but "
-            f"{[name for name, shape in shapes.items() if shape == ()]} are scalars."
+            f"{', '.join(scalars[:3])}{more} are scalars. Lists of numbers are trees to JAX: "
+            "convert them by numpy.asarray."
         )
     sizes = {name: shape[0] for name, shape in shapes.items()}
     if len(set(sizes.values())) > 1:

@@ -52,6 +52,8 @@ class Kept:
         self.treedef = jax.tree.structure(collected)
         leaves = _tree.named_leaves(collected)
         self.names = list(leaves)
+        if not leaves:
+            raise ValueError("collect must return what is to be kept of a position; got no array.")
         if unknown := set(self.dims) - set(leaves):
             raise ValueError(
                 f"dims names {sorted(unknown)}, but what is kept of a draw is {self.names}."

@@ -193,7 +193,7 @@ class DrawStore:
         for group_name, variables in self.rows.items():
             for name in variables:
                 array = group[f"{group_name}/{name}"]
-                for draw in range(first, stop, self.chunk_size):
+                for draw in range(first, stop, array.chunks[1]):
                     array[:, draw]
                 if stop > first:
                     array[:, stop - 1]
@@ -201,16 +201,17 @@ class DrawStore:
     def missing_chunks(self, first: int, stop: int) -> list[pathlib.Path]:
         """Return the files of draws that are not there: Zarr reads zeros in their place."""
         group, missing = self._open("r"), []
-        chunks = range(first // self.chunk_size, -(-stop // self.chunk_size))
         for group_name, variables in self.rows.items():
             for name, row in variables.items():
                 if 0 in row.shape:
                     continue
-                metadata = group[f"{group_name}/{name}"].metadata
+                array = group[f"{group_name}/{name}"]
+                # The store's own, which may have been made with another chunk_size.
+                chunks = range(first // array.chunks[1], -(-stop // array.chunks[1]))
                 folder = self.path / group_name / name
                 inner = (0,) * len(row.shape)
                 files = [
-                    folder / metadata.encode_chunk_key((chain, chunk, *inner))
+                    folder / array.metadata.encode_chunk_key((chain, chunk, *inner))
                     for chain in range(self.placement.num_chains)
                     for chunk in chunks
                 ]
