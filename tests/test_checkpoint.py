@@ -62,6 +62,7 @@ def test_a_finished_run_is_returned_and_can_be_extended(stopped, undisturbed, tm
     sample(store)
     # One minibatch is looked at; a run would need more.
     assert_identical(sample(store, list(host_minibatches(1))), undisturbed)
+    assert_identical(sample(store, list(host_minibatches(1)), chunk_size=7), undisturbed)
     longer = sample(store, num_samples=130)
     assert_identical(longer, sample(num_samples=130))
     with pytest.raises(ValueError, match="holds 130 draws"):

@@ -261,7 +261,13 @@ def test_numpyro_programs_that_cannot_be_sampled():
         low = numpyro.sample("low", dist.Uniform(-5.0, jnp.min(y)))
         numpyro.sample("y", dist.Uniform(low, 10.0), obs=y)
 
+    def subsampled(y):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        with numpyro.plate("rows", 100, subsample_size=len(y)):
+            numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
     for model, message in (
+        (subsampled, r"plates \['rows'\] have a subsample_size"),
         (support_of_rows, r"supports of the sites \['low'\] depend on the rows"),
         (discrete, "Discrete sites"),
         (local, "a variable for each row"),

@@ -233,6 +233,20 @@ def test_numpy_integers_are_integers():
     sample(num_samples=np.int64(3), thinning=np.int32(2))
 
 
+def test_a_slow_drift_to_an_absurd_row_is_named():
+    """It is in few minibatches, and cut off in those: nothing is rejected, nothing aligned.
+
+    The chains agree with each other, hundreds of deviations from the posterior.
+    """
+    X, y = PROBLEM.data
+    y = np.where(np.arange(len(y)) == 7, np.float32(1e5), y)
+    logdensity_fn = blackjax.sgmcmc.gradients.logdensity_estimator(
+        lambda w: -0.5 * w @ w, lambda w, row: -0.5 * (row[1] - row[0] @ w) ** 2, len(y)
+    )
+    with pytest.warns(UserWarning, match=r"chains \[0, 1\].*look for rows with absurd values"):
+        sample((X, y), logdensity_fn, batch_size=100, num_warmup=1000)
+
+
 def test_a_chain_that_has_not_arrived_is_named():
     with pytest.warns(UserWarning, match=r"chains \[1\] were still on their way"):
         sample(positions=start().at[1].add(1e5))
@@ -251,6 +265,15 @@ def test_a_chain_that_has_not_arrived_is_named():
         ({"batch_size": 10}, "is a function already"),
         ({"minibatches": list(PROBLEM.data)}, r"looks like a data set \(a list"),
         ({"minibatches": []}, "empty"),
+        (
+            {"minibatches": {"x": np.full((9, 2), "a", object)}, "batch_size": 4},
+            r"\['x'\] has dtype object",
+        ),
+        (
+            {"minibatches": ([[1.0, 2.0]] * 9,), "batch_size": 4},
+            r"\[0\]\[1\]\[0\] and 15 more are scalars",
+        ),
+        ({"collect": lambda x: None}, "collect must return"),
         ({"positions": jnp.zeros(5)}, "5 chains of a single parameter"),
         ({"minibatches": PROBLEM.data, "batch_size": 50.0}, "an integer between 1"),
         ({"dims": {"z": ["a"]}}, "dims names"),

@@ -107,6 +107,10 @@ class WindowInfo(NamedTuple):
         where they are not known: in models too large for it, under kronecker and low_rank.
     natural_length, noise_length
         The two lengths that bound ``L``.
+    diffusive_length
+        What ``natural_length`` would be of a path that nothing confines and nothing draws: the
+        natural one is smaller in the posterior, larger on the way to it. (The last window is too
+        short to tell, and keeps the natural length of the one before.)
     energy_threshold
         Energy threshold that follows from the window.
     """
@@ -123,4 +127,5 @@ class WindowInfo(NamedTuple):
     largest_eigenvalue: Array
     natural_length: Array
     noise_length: Array
+    diffusive_length: Array
     energy_threshold: Array

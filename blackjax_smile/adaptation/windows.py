@@ -248,6 +248,8 @@ class WindowedAdaptation(NamedTuple):
         )
         natural = self.pool.median(natural)
         noise = refresh_length.noise_length(epsilon, mean_variance, d)
+        turning = 1 / (1 / noise + 1 / self._refresh_length(state))
+        diffusive = refresh_length.diffusive_length(window.path, epsilon, turning)
         L = refresh_length.choose_length(natural, noise, significant, epsilon)
         searching_L = refresh_length.choose_length(
             natural,
@@ -269,6 +271,7 @@ class WindowedAdaptation(NamedTuple):
             largest_eigenvalue=largest,
             natural_length=natural,
             noise_length=noise,
+            diffusive_length=diffusive,
             energy_threshold=self.pool.median(energy.energy_threshold(window.energy)),
         )
 
@@ -276,8 +279,6 @@ class WindowedAdaptation(NamedTuple):
             preconditioner, grad_norms2 = self._fit(moments, state)
             new, old = (sum(jax.tree.leaves(n)) for n in (grad_norms2, state.grad_norms2))
             growth = jnp.sqrt(new / old)
-            turning = 1 / (1 / noise + 1 / self._refresh_length(state))
-            diffusive = refresh_length.diffusive_length(window.path, epsilon, turning)
             share = refresh_length.deflection_share(natural, noise, diffusive)
             # Only the last slow window is long enough to know.
             share = jnp.where(self.rule.holds_target & (windows_left == 1), share, 1)

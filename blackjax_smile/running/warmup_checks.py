@@ -22,6 +22,11 @@ ON_THE_WAY = 0.1
 #: if it is as many standard errors above 0: of d coordinates and n steps 1 / sqrt(n d) each.
 MIN_STANDARD_ERRORS = 5.0
 
+#: A path of the last long window this many times as wide as diffusion makes it, too: a drift that
+#: is slow, as its pull comes with few minibatches (a row with an absurd value), aligns nothing.
+#: Of free walks in two dimensions one in a hundred is.
+WIDE_PATH = 1.75
+
 
 def check_moved(engine: Engine, adapted: Adapted) -> np.ndarray:
     """Return which chains did not move in the warmup; warn of them, raise if all did not."""
@@ -84,13 +89,23 @@ def warn_of_chains_on_the_way(engine: Engine, adapted: Adapted) -> None:
     d = pytree_size(engine.positions) / num_chains
     alignment = windows.alignment[:, -1]
     significant = MIN_STANDARD_ERRORS / np.sqrt(np.maximum(num_accepted, 1) * d)
-    on_the_way = alignment > np.maximum(ON_THE_WAY, significant)
-    if on_the_way.any():
+    aligned = alignment > np.maximum(ON_THE_WAY, significant)
+    width = windows.natural_length[:, -2] / windows.diffusive_length[:, -2]
+    wide = ~aligned & (width > WIDE_PATH)
+    if (on_the_way := aligned | wide).any():
         indices = np.flatnonzero(on_the_way) + engine.placement.local_chains.start
+        signs = []
+        if aligned.any():
+            mean = np.mean(alignment[aligned])
+            signs.append(f"mean alignment {mean:.2f} of momentum and gradient, about 0 there")
+        if wide.any():
+            signs.append(
+                f"paths up to {np.max(width[wide]):.1f} times as wide as diffusion makes them, at "
+                "most 1 there; if a longer warmup does not help, look for rows with absurd values"
+            )
         warnings.warn(
             f"The chains {indices.tolist()} were still on their way to the posterior when the "
-            f"warmup ended (mean alignment {np.mean(alignment[on_the_way]):.2f} of momentum and "
-            "gradient, about 0 there), so their first draws show the way. Use a longer warmup "
-            "(num_warmup), or start nearer, for example at an optimum.",
+            f"warmup ended ({'; '.join(signs)}), so their first draws show the way. Use a longer "
+            "warmup (num_warmup), or start nearer, for example at an optimum.",
             stacklevel=4,
         )
