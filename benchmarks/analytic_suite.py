@@ -123,7 +123,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--targets", nargs="+", default=list(analytic_targets.TARGETS))
-    parser.add_argument("--methods", nargs="+", default=[*METHODS, *ADAPTED])
+    names = [*METHODS, *ADAPTED]
+    parser.add_argument("--methods", nargs="+", choices=names, default=names)
     parser.add_argument("--structures", nargs="+", default=list(analytic_targets.STRUCTURES))
     parser.add_argument("--laws", nargs="+", default=list(LAWS))
     parser.add_argument("--rotations", nargs="+", type=int, default=[0])
