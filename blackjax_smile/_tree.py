@@ -57,9 +57,15 @@ def as_float_tree(position: ArrayLikeTree) -> ArrayTree:
     """Return ``position`` with array leaves; raise if a leaf is not floating."""
 
     def convert(path, leaf):
-        leaf = jnp.asarray(leaf)
+        name = jax.tree_util.keystr(path) or "the position"
+        try:
+            leaf = jnp.asarray(leaf)
+        except TypeError as error:
+            raise ValueError(
+                f"A position needs leaves that are arrays of numbers, but {name} is a "
+                f"{type(leaf).__name__}. Keep what is not sampled (names, functions) out of it."
+            ) from error
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "the position"
             raise ValueError(
                 f"A position needs floating-point leaves, but {name} has dtype "
                 f"{leaf.dtype}. Convert it, e.g. with `jnp.asarray(x, float)`; "
