@@ -256,7 +256,10 @@ def test_a_chain_that_has_not_arrived_is_named():
     ("options", "message"),
     [
         ({"positions": jnp.zeros(())}, "leading axis, the chains"),
-        ({"positions": {"w": jnp.zeros((2, 5)), "name": "a"}}, r"\['name'\] is a str"),
+        (
+            {"positions": {"w": jnp.zeros((2, 5)), "activation": "relu"}},
+            r"\['activation'\] is a str",
+        ),
         ({"num_samples": 0}, "num_samples must be an integer of at least 1"),
         ({"thinning": 1.5}, "thinning must be an integer"),
         ({"num_warmup": 50}, "num_steps >= 100"),
