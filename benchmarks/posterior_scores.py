@@ -13,11 +13,13 @@ def scores(z: np.ndarray, result: blackjax_smile.SampleResult) -> dict[str, floa
     ``z`` is their distance from its mean in its deviations; ``result`` is the run they are of.
     """
     b2 = z.mean(axis=(0, 1)) ** 2
+    ess = blackjax.ess(jnp.asarray(z, jnp.float32))
     return {
         "arrived": float(np.max(np.abs(z[:, 0]))),
         "b2mean": float(np.mean(b2)),
         "largest b2": float(np.max(b2)),
         "ratio": float(np.mean(z.var(axis=(0, 1)))),
-        "min ess": float(jnp.min(blackjax.ess(jnp.asarray(z, jnp.float32)))),
+        "min ess": float(jnp.min(ess)),
+        "median ess": float(jnp.median(ess)),
         "anisotropy": float(np.mean(result.adaptation.windows.anisotropy[:, -1])),
     }

@@ -19,7 +19,7 @@ start, arrived   largest distance of a coefficient from the mode, in posterior d
 b2mean, ratio    mean over the coefficients of (bias of the mean)^2 / variance, and mean ratio of
                  variances
 largest b2       of a coefficient
-min ess          smallest effective number of draws, all chains
+min, median ess  smallest and median effective number of draws of a coefficient, all chains
 """
 
 import argparse

@@ -19,7 +19,6 @@ ratios             the smallest and the largest ratio of variances
 
 import argparse
 
-import blackjax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +94,6 @@ def run(X, y, scales, mode, variance, preconditioner: str, num_warmup: int) -> d
     ratio = z.var(axis=(0, 1))
     return {
         **scores(z, result),
-        "median ess": float(jnp.median(blackjax.ess(jnp.asarray(z, jnp.float32)))),
         "ratios": f"{ratio.min():.2f} {ratio.max():.2f}",
     }
 

@@ -175,7 +175,7 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
             left.append(unwhiten(a, s_a, draws_a))
             right.append(unwhiten(b, s_b, draws_b))
             levels.append((new_level(a, b, s_a, draws_a), new_level(b, a, s_b, draws_b)))
-        evidence = list(zip(*find_evidence(moments, left, right), strict=True))
+        evidence = find_evidence(moments, left, right)
         new = _from_covariances(left, right, levels, evidence, preconditioner.layout)
         usable = (new.geometric_mean > 0) & _tree.all_finite(new)
         return _tree.select(usable, new, preconditioner)

@@ -105,8 +105,8 @@ def update_kronecker_gradient(moments: KroneckerMoments, gradient: ArrayTree) ->
 
 def find_evidence(
     moments: KroneckerMoments, left: list[Array], right: list[Array]
-) -> tuple[list[Evidence], list[Evidence]]:
-    """Return what a window says of the rows and of the columns of every matrix.
+) -> list[tuple[Evidence, Evidence]]:
+    """Return what a window says of the rows and of the columns of every matrix, pairs.
 
     Parameters
     ----------
@@ -126,7 +126,8 @@ def find_evidence(
         ]
 
     count = jnp.maximum(moments.num_gradients, 1)
-    return of_sides(moments.left, *variances), of_sides(moments.right, *variances[::-1])
+    of_rows = of_sides(moments.left, *variances)
+    return list(zip(of_rows, of_sides(moments.right, *variances[::-1]), strict=True))
 
 
 def _in_units(square: Array, other: Array) -> Array:

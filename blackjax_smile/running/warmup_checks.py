@@ -24,7 +24,8 @@ MIN_STANDARD_ERRORS = 5.0
 
 #: A path of the last long window this many times as wide as diffusion makes it, too: a drift that
 #: is slow, as its pull comes with few minibatches (a row with an absurd value), aligns nothing.
-#: Of free walks in two dimensions one in a hundred is.
+#: Of free walks in two dimensions one in a hundred is: fewer than above the `TRANSIT` at which the
+#: warmup itself takes a path for a way, for a warning is to be rarer.
 WIDE_PATH = 1.75
 
 
