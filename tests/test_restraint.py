@@ -144,3 +144,24 @@ def test_nothing_is_restrained_without_any_noise():
     squares = squares._replace(noise=jax.tree.map(jnp.zeros_like, squares.noise))
     scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), POSITION)
     assert all(c == 1 for c in jax.tree.leaves(scale))
+
+
+def test_a_map_that_cannot_be_restrained_is_not_taken_to_be():
+    """The identity stays as it is, and so does the step from one window to the next."""
+    problem = Hierarchy()
+
+    def stiff(x, minibatch):
+        prior = -5000 * jnp.sum((x["groups"] - x["mean"]) ** 2)
+        return 0.01 * problem.logdensity_fn(x, minibatch) + prior
+
+    warmup = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile,
+        stiff,
+        blackjax_smile.minibatch_sampler(problem.data, 60),
+        preconditioner="identity",
+    )
+    position = {"groups": jnp.zeros(problem.num_groups), "mean": jnp.zeros(())}
+    _, info = warmup.run(jax.random.key(0), position, 3000)
+    ends = np.cumsum(info.schedule.slow_windows)
+    steps = np.asarray(info.steps.step_size)
+    np.testing.assert_allclose(steps[ends], steps[ends - 1], rtol=0.1)

@@ -154,10 +154,13 @@ class WindowedAdaptation(NamedTuple):
             minibatch,
         )
         accepted = ~info.is_divergent
+        whitened_grad = state.preconditioner.whiten(info.gradient.mean)
 
         key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
+            # The step went along this momentum; what the refresh added to it moved nothing.
+            kicked = dynamics.kick(state.sampler.momentum, whitened_grad, epsilon)
             zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)
             noise, total = window.noise, []
             draws = _tree.unstack(info.gradient.noise)
@@ -175,7 +178,7 @@ class WindowedAdaptation(NamedTuple):
                     window.isotropy, jax.tree.map(lambda *leaves: jnp.stack(leaves), *total)
                 ),
                 path=refresh_length.update_path(
-                    window.path, state.sampler.momentum, sampler.momentum, epsilon
+                    window.path, state.sampler.momentum, kicked.momentum, epsilon
                 ),
                 energy=energy.update_energy(window.energy, info.energy_change),
                 deflection=window.deflection + info.deflection,
@@ -183,7 +186,7 @@ class WindowedAdaptation(NamedTuple):
             )
 
         window = jax.lax.cond(accepted, take_in, lambda window: window, state.window)
-        grad_norms2 = restraint.squared_norms(state.preconditioner.whiten(info.gradient.mean))
+        grad_norms2 = restraint.squared_norms(whitened_grad)
         squares = restraint.update_squares(window.squares, info.gradient, grad_norms2)
         window = window._replace(
             # Outside of the branch: the gradient itself need not be kept for it.
@@ -228,7 +231,7 @@ class WindowedAdaptation(NamedTuple):
             fitted,
             jax.tree.map(jnp.full_like, state.grad, scale),
         )
-        return restrained, jax.tree.map(lambda x, c: c**2 * x, norms2, scale)
+        return restrained, restraint.squared_norms(restrained.whiten(state.grad))
 
     def end_window(
         self, rng_key: PRNGKey, state: AdaptationState, windows_left: int | Array
