@@ -32,8 +32,7 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
     """
     args, wrap = unwrap_keys(args)
 
-    @jax.custom_batching.custom_vmap
-    def conditional(predicate, operand, args):
+    def branches(predicate, operand, args):
         return jax.lax.cond(
             predicate,
             lambda operand, args: function(operand, *wrap(args)),
@@ -42,11 +41,17 @@ def rarely(predicate: Array, function: Callable[..., Any], operand: Any, *args: 
             args,
         )
 
+    conditional = jax.custom_batching.custom_vmap(branches)
+
     @conditional.def_vmap
     def rule(axis_size, in_batched, predicate, operand, args):
         def broadcast(is_batched, x):
             return x if is_batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
+        if not any(jax.tree.leaves(in_batched)):
+            # Derivatives alone are batched (`jax.jacfwd`): under these the rule would call itself.
+            out = branches(predicate, operand, args)
+            return out, jax.tree.map(lambda _: False, out)
         predicate, operand = jax.tree.map(broadcast, in_batched[:2], [predicate, operand])
         axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, in_batched[2])
 

@@ -223,3 +223,24 @@ class TestRarely:
         jax.block_until_ready(f(jnp.arange(4) == 2, jnp.zeros(4)))
         jax.effects_barrier()
         assert calls
+
+    @pytest.mark.parametrize("predicate", [True, False])
+    @pytest.mark.parametrize("over_chains", [False, True])
+    def test_forward_derivatives(self, predicate, over_chains):
+        """By `jax.jacfwd`, too, which batches the derivatives alone."""
+
+        def f(x):
+            chains = [predicate, not predicate] if over_chains else predicate
+            map_ = jax.vmap if over_chains else lambda f: f
+            x = jnp.broadcast_to(x, (2, 3)) if over_chains else x
+            return map_(lambda p, x: rarely(p, lambda x, y: y * x**2, x, jnp.asarray(2.0)))(
+                jnp.asarray(chains), x
+            )
+
+        x = jnp.arange(1.0, 4.0)
+        slopes = {True: jnp.diag(4 * x), False: jnp.eye(3)}
+        expected = slopes[predicate]
+        if over_chains:
+            expected = jnp.stack([expected, slopes[not predicate]])
+        np.testing.assert_allclose(jax.jacfwd(f)(x), expected)
+        np.testing.assert_allclose(jax.jit(jax.jacfwd(f))(x), expected)
