@@ -7,18 +7,45 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-__all__ = ["MAX_PROGRAMS", "jitted"]
+from blackjax_smile.minibatch import MinibatchSampler
+
+__all__ = ["MAX_PROGRAMS", "jitted", "remembered"]
 
 #: The programs used last are kept, and with them what their functions close over, a data set.
 MAX_PROGRAMS = 32
 
 
 def jitted(function: Callable, *static: Any) -> Callable:
-    """Return ``function(*static, ...)`` jitted, the same one for equal static arguments."""
-    if _may_change(static):
-        return jax.jit(functools.partial(function, *static))
-    return _jitted_once(function, static)
+    """Return ``function(*static, ...)`` jitted, the same one for equal static arguments.
+
+    The data of a `MinibatchSampler` among them are arguments of the program: constants would be
+    copied several times while it is compiled, and be kept with it.
+    """
+    leaves, treedef = jax.tree.flatten(static, _is_static)
+    is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
+    arrays = [leaf for leaf, found in zip(leaves, is_array, strict=True) if found]
+    others = tuple(None if found else leaf for leaf, found in zip(leaves, is_array, strict=True))
+    return functools.partial(remembered(_jit, function, treedef, others), arrays)
+
+
+def _is_static(value: Any) -> bool:
+    return not isinstance(value, tuple | MinibatchSampler)
+
+
+def _jit(function: Callable, treedef: Any, others: tuple) -> Callable:
+    def program(arrays, *args):
+        rest = iter(arrays)
+        leaves = [next(rest) if leaf is None else leaf for leaf in others]
+        return function(*jax.tree.unflatten(treedef, leaves), *args)
+
+    return jax.jit(program)
+
+
+def remembered(build: Callable, *static: Any) -> Any:
+    """Return ``build(*static)``, the same object for equal arguments, if they say all of it."""
+    return build(*static) if _may_change(static) else _remembered(build, static)
 
 
 def _may_change(static: Any) -> bool:
@@ -35,6 +62,8 @@ def _may_change(static: Any) -> bool:
         return any(map(_may_change, static))
     if isinstance(static, functools.partial):
         return _may_change((static.func, *static.args, *static.keywords.values()))
+    if isinstance(static, Mesh):  # which is callable, as a decorator
+        return False
     if isinstance(static, type) or inspect.isroutine(static):
         return inspect.ismethod(static)
     parameters: Any = getattr(static, "__dataclass_params__", None)
@@ -46,5 +75,5 @@ def _may_change(static: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=MAX_PROGRAMS)
-def _jitted_once(function: Callable, static: tuple) -> Callable:
-    return jax.jit(functools.partial(function, *static))
+def _remembered(build: Callable, static: tuple) -> Any:
+    return build(*static)

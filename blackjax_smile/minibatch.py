@@ -1,5 +1,6 @@
 """Minibatches: drawing them on the device, and binding them to an algorithm."""
 
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,13 +9,16 @@ import jax
 import jax.numpy as jnp
 from blackjax.base import SamplingAlgorithm
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
+from jax.interpreters.partial_eval import dce_jaxpr
 
 __all__ = [
+    "MinibatchSampler",
     "NoInfo",
     "ScheduledState",
     "check_batch_size",
     "check_minibatch_fn",
     "check_no_data_set",
+    "check_random",
     "data_size",
     "minibatch_sampler",
     "with_minibatches",
@@ -82,6 +86,27 @@ def check_minibatch_fn(minibatch_fn: Any) -> None:
         )
 
 
+def check_random(minibatch_fn: Callable[[PRNGKey], ArrayTree], rng_key: PRNGKey) -> None:
+    """Raise if a minibatch does not depend on the key.
+
+    Random numbers of the host (NumPy's, Python's) are drawn once, when a program is compiled:
+    every step would have the same minibatch.
+    """
+    if isinstance(minibatch_fn, MinibatchSampler):
+        return
+    key = jax.eval_shape(lambda key: key, rng_key)
+    program = jax.make_jaxpr(minibatch_fn)(key).jaxpr
+    _, used = dce_jaxpr(program, [True] * len(program.outvars))
+    # What a callback with side effects returns is its own affair.
+    if not any(used) and not program.effects:
+        raise ValueError(
+            "minibatch_fn does not use its rng_key, so all minibatches would be the same: random "
+            "numbers of the host (numpy.random, random) are drawn once, when the function is "
+            "compiled. Use minibatch_sampler(data, batch_size), draw with jax.random, or pass an "
+            "iterable of minibatches."
+        )
+
+
 def check_no_data_set(minibatches: Any, remedy: str) -> None:
     """Raise if what should yield minibatches is itself a data set; say what to do."""
     is_data = isinstance(minibatches, tuple | dict) or hasattr(minibatches, "shape")
@@ -98,7 +123,7 @@ def check_no_data_set(minibatches: Any, remedy: str) -> None:
 
 def minibatch_sampler(
     data: ArrayLikeTree, batch_size: int, replace: bool = True
-) -> Callable[[PRNGKey], ArrayTree]:
+) -> "MinibatchSampler":
     """Return a function that draws minibatches of a data set held on the device.
 
     Parameters
@@ -116,7 +141,8 @@ def minibatch_sampler(
     Returns
     -------
     ``minibatch_fn(rng_key) -> minibatch``: a pytree like ``data`` with leading
-    axis ``batch_size``. Works under `jax.jit`, `jax.vmap` and `jax.lax.scan`.
+    axis ``batch_size``. Works under `jax.jit`, `jax.vmap` and `jax.lax.scan`, and is a pytree
+    of the data itself, so a jitted function can take it as an argument.
 
     Raises
     ------
@@ -134,16 +160,30 @@ def minibatch_sampler(
     """
     size = data_size(data)
     batch_size = check_batch_size(batch_size, size)
-    data = jax.tree.map(jnp.asarray, data)
+    return MinibatchSampler(jax.tree.map(jnp.asarray, data), batch_size, bool(replace))
 
-    def minibatch_fn(rng_key: PRNGKey) -> ArrayTree:
-        if replace:
-            indices = jax.random.randint(rng_key, (batch_size,), 0, size)
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class MinibatchSampler:
+    """Minibatches of rows of arrays; what `minibatch_sampler` returns.
+
+    A pytree, so that compiled programs take the data as an argument. As a constant of theirs
+    it would be copied several times.
+    """
+
+    data: ArrayTree
+    batch_size: int = dataclasses.field(metadata={"static": True})
+    replace: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, rng_key: PRNGKey) -> ArrayTree:
+        """Return a minibatch."""
+        size = len(jax.tree.leaves(self.data)[0])
+        if self.replace:
+            indices = jax.random.randint(rng_key, (self.batch_size,), 0, size)
         else:
-            indices = jax.random.choice(rng_key, size, (batch_size,), replace=False)
-        return jax.tree.map(lambda leaf: leaf[indices], data)
-
-    return minibatch_fn
+            indices = jax.random.choice(rng_key, size, (self.batch_size,), replace=False)
+        return jax.tree.map(lambda leaf: leaf[indices], self.data)
 
 
 class NoInfo(NamedTuple):

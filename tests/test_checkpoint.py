@@ -1,5 +1,7 @@
 """A run that was stopped, killed or damaged goes on as if nothing had happened."""
 
+import functools
+import itertools
 import os
 import pathlib
 import shutil
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import blackjax_smile
+from blackjax_smile.preconditioners import low_rank_estimator
 from blackjax_smile.running import fingerprint
 from blackjax_smile.running.sources import RowSampler
 from long_runs import (
@@ -220,6 +223,24 @@ def test_a_resumed_run_is_told_again_what_its_warmup_came_to(tmp_path):
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"chains \[1\] failed"):
             sample(tmp_path / "one_failed.zarr", **one_failed)
+
+
+def test_other_minibatches_of_an_iterable_are_told(tmp_path):
+    """Which has no state that would say where it is."""
+    store = tmp_path / "run.zarr"
+    sample(store, num_samples=10)
+    with pytest.warns(UserWarning, match="first minibatch is not the one"):
+        sample(store, itertools.islice(host_minibatches(), 1, None), num_samples=20)
+
+
+def test_estimators_of_one_name_tell_runs_apart(tmp_path):
+    """And one whose function has no name is none the worse."""
+    one, two = (low_rank_estimator(rank) for rank in (1, 2))
+    one = one._replace(fit=functools.partial(one.fit))
+    store = tmp_path / "run.zarr"
+    sample(store, preconditioner=one, num_samples=10)
+    with pytest.raises(ValueError, match=r"preconditioner \(shapes and dtypes\): was"):
+        sample(store, preconditioner=two, num_samples=10)
 
 
 def test_a_terminal_does_not_make_another_run(monkeypatch):

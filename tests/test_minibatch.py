@@ -59,6 +59,31 @@ class TestSampler:
             blackjax_smile.minibatch_sampler(data, batch_size)
 
 
+    def test_randomness_of_the_host_is_an_error(self):
+        """It would be drawn once, when the program is compiled."""
+        X, y = np.ones((50, 2), np.float32), np.ones(50, np.float32)
+
+        def minibatch_fn(rng_key):
+            rows = np.random.default_rng(0).integers(0, 50, 10)
+            return X[rows], y[rows]
+
+        def logdensity_fn(x, minibatch):
+            return 50 * jnp.mean(minibatch[0] @ x)
+
+        warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, logdensity_fn, minibatch_fn)
+        with pytest.raises(ValueError, match="minibatch_fn does not use its rng_key"):
+            warmup.run(jax.random.key(0), jnp.zeros(2))
+        with pytest.raises(ValueError, match="minibatch_fn does not use its rng_key"):
+            blackjax_smile.sample(
+                jax.random.key(0),
+                logdensity_fn,
+                jnp.zeros((2, 2)),
+                minibatch_fn,
+                num_warmup=200,
+                num_samples=10,
+            )
+
+
 class TestWithMinibatches:
     PROBLEM = LinearRegression(d=2, data_size=500, spread=1.0)
 

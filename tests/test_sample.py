@@ -1,9 +1,11 @@
 """The driver: the same warmup as `smile_adaptation`, right moments, any source of minibatches."""
 
+import gc
 import subprocess
 import sys
 import threading
 import tracemalloc
+import weakref
 
 import blackjax
 import jax
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 
 import blackjax_smile
+from blackjax_smile.running.prefetch import Prefetcher
 from blackjax_smile.running.progress import RunningRhat
-from blackjax_smile.running.sources import RowSampler
+from blackjax_smile.running.sources import RowSampler, Stream
 from helpers import LinearRegression, assert_moments
 
 pytestmark = pytest.mark.numerics
@@ -144,6 +147,37 @@ class TestSources:
         with pytest.raises(ValueError, match="drop_last=True"):
             sample(uneven())
 
+    @pytest.mark.parametrize("what", ["an error", "a short minibatch"])
+    def test_nothing_is_read_past_the_end(self, what):
+        """920 minibatches are needed: what comes after them harms no run."""
+
+        def minibatches():
+            yield from host_minibatches(920)
+            if what == "an error":
+                raise KeyError("the server closed the stream")
+            yield tuple(leaf[:7] for leaf in next(host_minibatches()))
+
+        np.testing.assert_array_equal(
+            sample(minibatches()).positions, sample(host_minibatches()).positions
+        )
+
+    @pytest.mark.parametrize("kind", ["rows", "iterable", "iterable that ends"])
+    def test_all_blocks_have_one_shape(self, kind):
+        """So that one program is compiled; the last one, of a run of 100 gradients, is padded."""
+        source = RowSampler(PROBLEM.data, BATCH, np.zeros(2, np.uint32), (2,), slice(0, 2))
+        if kind != "rows":
+            source = Stream(host_minibatches(200 if kind == "iterable" else 150), 2)
+        with Prefetcher(source, lambda tree: tree, 100, 2) as feed:
+            feed.start(0, None)
+            blocks = [feed.block_at(0), feed.block_at(64)]
+        counts = [64, 11 if kind == "iterable that ends" else 36]
+        assert [block.num_gradients for block in blocks] == counts
+        assert [block.is_last for block in blocks] == [False, kind == "iterable that ends"]
+        for block in blocks:
+            assert [x.shape for x in block.minibatches] == [(64, 2, BATCH, 5), (64, 2, BATCH)]
+        if kind != "rows":
+            assert next(iter(source.iterable), None) is None
+
     def test_rows_of_a_file_are_drawn_evenly_and_stay_together(self, memory_mapped):
         """Chi-squared with 3999 degrees of freedom: beyond 4550 with probability 1e-9."""
         seed = np.asarray([1, 2], np.uint32)
@@ -229,8 +263,70 @@ def test_a_sound_run_passes_under_debug_nans(preconditioner):
         sample(preconditioner=preconditioner)
 
 
-def test_numpy_integers_are_integers():
-    sample(num_samples=np.int64(3), thinning=np.int32(2))
+@pytest.fixture
+def compilations():
+    """The programs that are lowered to be compiled, in a list that grows."""
+    names = []
+
+    def listen(name, duration, **_):
+        if name == "/jax/core/compile/jaxpr_to_mlir_module_duration":
+            names.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_second_run_compiles_nothing(compilations):
+    """Of the same model, and of other data in the same shapes."""
+    logdensity_fn = PROBLEM.logdensity_fn
+
+    def run(problem, num_samples):
+        return sample(
+            problem.minibatch_fn(BATCH),
+            logdensity_fn,
+            positions=jnp.tile(problem.mode, (2, 1)),
+            preconditioner="diagonal",
+            num_samples=num_samples,
+            thinning=20,
+            chunk_size=20,
+        )
+
+    run(PROBLEM, 20)
+    assert compilations
+    for problem in (PROBLEM, LinearRegression(seed=1)):
+        compilations.clear()
+        result = run(problem, 300)
+        assert not compilations
+        mean, covariance = problem.posterior
+        z = (np.asarray(result.positions).mean((0, 1)) - mean) / np.sqrt(np.diag(covariance))
+        assert np.all(np.abs(z) < 1)
+
+
+def test_the_data_are_no_constants_of_the_programs():
+    """Which would be copied while they are compiled, and held as long as they are."""
+    X, y = (jnp.asarray(leaf) for leaf in PROBLEM.data)
+    alive = weakref.ref(X)
+    sample((X, y), batch_size=BATCH, num_samples=3)
+    warmup = blackjax_smile.smile_adaptation(
+        blackjax_smile.smile,
+        PROBLEM.logdensity_fn,
+        blackjax_smile.minibatch_sampler((X, y), BATCH),
+    )
+    warmup.run(jax.random.key(0), PROBLEM.mode, num_steps=200)
+    del X, y, warmup
+    gc.collect()
+    assert alive() is None
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    """And make the same run."""
+    pytest.importorskip("zarr")
+    pytest.importorskip("orbax.checkpoint")
+    plain = {"num_warmup": 400, "num_samples": 3, "thinning": 2, "target_deflection": 0.25}
+    store = tmp_path / "run.zarr"
+    sample(store=store, **{name: np.asarray(value)[()] for name, value in plain.items()})
+    assert sample(store=store, **plain).positions.shape == (2, 3, 5)
 
 
 def test_a_slow_drift_to_an_absurd_row_is_named():

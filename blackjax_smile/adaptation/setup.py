@@ -1,5 +1,6 @@
 """Setting up an adaptation: which preconditioner, how minibatches are split, checks."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ from blackjax_smile.preconditioners.identity import identity_estimator
 from blackjax_smile.preconditioners.kronecker import kronecker_estimator
 from blackjax_smile.preconditioners.low_rank import low_rank_estimator
 
-__all__ = ["PRECONDITIONERS", "build_adaptation", "check_algorithm", "check_options"]
+__all__ = ["PRECONDITIONERS", "AdaptationOptions", "build_adaptation", "check_algorithm"]
 
 PRECONDITIONERS = ("auto", "identity", "diagonal", "dense", "kronecker", "low_rank")
 TUNERS = {"deflection": DEFLECTION, "energy_variance": ENERGY_VARIANCE}
@@ -41,67 +42,85 @@ def check_algorithm(algorithm: Any) -> None:
         )
 
 
-def check_options(
-    preconditioner: str | PreconditionerEstimator,
-    target_deflection: float,
-    tuner: str = "deflection",
-) -> None:
-    """Raise for an unknown preconditioner or tuner, or a target outside (0, 1]."""
-    if tuner not in TUNERS:
-        raise ValueError(f"tuner must be one of {tuple(TUNERS)}, got {tuner!r}.")
-    if not isinstance(preconditioner, PreconditionerEstimator) and (
-        preconditioner not in PRECONDITIONERS
-    ):
-        raise ValueError(
-            f"preconditioner must be one of {PRECONDITIONERS}, got {preconditioner!r}."
+@dataclasses.dataclass(frozen=True)
+class AdaptationOptions:
+    """How to adapt; see `blackjax_smile.smile_adaptation`.
+
+    pool
+        What the chains share.
+
+    Raises
+    ------
+    ValueError
+        For an unknown preconditioner or tuner, or a target outside (0, 1].
+    """
+
+    preconditioner: str | PreconditionerEstimator = "auto"
+    target_deflection: float = 0.25
+    tuner: str = "deflection"
+    pool: Pool = SEPARATE
+    dense_limit: int = 1000
+    spectrum_limit: int = 200
+
+    def __post_init__(self) -> None:
+        if self.tuner not in TUNERS:
+            raise ValueError(f"tuner must be one of {tuple(TUNERS)}, got {self.tuner!r}.")
+        is_known = isinstance(self.preconditioner, PreconditionerEstimator) or (
+            self.preconditioner in PRECONDITIONERS
         )
-    if not 0 < target_deflection <= 1:
-        raise ValueError(f"target_deflection must be in (0, 1] radians, got {target_deflection}.")
+        if not is_known:
+            raise ValueError(
+                f"preconditioner must be one of {PRECONDITIONERS}, got {self.preconditioner!r}."
+            )
+        if not 0 < self.target_deflection <= 1:
+            raise ValueError(
+                f"target_deflection must be in (0, 1] radians, got {self.target_deflection}."
+            )
+        # NumPy's float would not be the same run on resuming.
+        object.__setattr__(self, "target_deflection", float(self.target_deflection))
 
 
 def build_adaptation(
-    algorithm: Any,
+    build_kernel: Callable,
     logdensity_fn: Callable,
+    options: AdaptationOptions,
     position: ArrayTree,
     schedule: Schedule,
     minibatch: ArrayTree,
-    *,
-    preconditioner: str | PreconditionerEstimator = "auto",
-    target_deflection: float = 0.25,
-    tuner: str = "deflection",
-    pool: Pool = SEPARATE,
-    dense_limit: int = 1000,
-    spectrum_limit: int = 200,
 ) -> WindowedAdaptation:
     """Return the adaptation of an algorithm to a model, as pure functions.
 
     Parameters
     ----------
-    algorithm, logdensity_fn, preconditioner, target_deflection, tuner, dense_limit, spectrum_limit
-        See `blackjax_smile.smile_adaptation`.
-    pool
-        What the chains share.
+    build_kernel
+        Of the algorithm.
+    logdensity_fn
+        ``(position, minibatch) -> logdensity``.
+    options
+        How to adapt.
     position, minibatch
         Examples, whose shapes alone matter.
     schedule
         Of the warmup to come.
     """
-    estimator = _choose_estimator(preconditioner, position, schedule, dense_limit, spectrum_limit)
+    estimator = _choose_estimator(options, position, schedule)
     num_parts = _num_parts(estimator, minibatch)
-    kernel = algorithm.build_kernel(num_parts=num_parts)
     return WindowedAdaptation(
-        kernel, logdensity_fn, estimator, target_deflection, num_parts, TUNERS[tuner], pool
+        build_kernel(num_parts=num_parts),
+        logdensity_fn,
+        estimator,
+        options.target_deflection,
+        num_parts,
+        TUNERS[options.tuner],
+        options.pool,
     )
 
 
 def _choose_estimator(
-    preconditioner: str | PreconditionerEstimator,
-    position: ArrayTree,
-    schedule: Schedule,
-    dense_limit: int,
-    spectrum_limit: int,
+    options: AdaptationOptions, position: ArrayTree, schedule: Schedule
 ) -> PreconditionerEstimator:
     """Return the estimator that a name stands for."""
+    preconditioner = options.preconditioner
     if isinstance(preconditioner, PreconditionerEstimator):
         return preconditioner
     d = pytree_size(position)
@@ -109,7 +128,7 @@ def _choose_estimator(
         enough = schedule.slow_windows[-1] >= DRAWS_PER_PARAMETER * d
         has_matrix = any(jnp.ndim(leaf) > 1 for leaf in jax.tree.leaves(position))
         structured = "kronecker" if has_matrix else "diagonal"
-        preconditioner = "dense" if d <= dense_limit and enough else structured
+        preconditioner = "dense" if d <= options.dense_limit and enough else structured
     if preconditioner == "dense":
         return dense_estimator()
     if preconditioner == "kronecker":
@@ -117,8 +136,8 @@ def _choose_estimator(
     if preconditioner == "low_rank":
         return low_rank_estimator()
     if preconditioner == "diagonal":
-        return diagonal_estimator(spectrum_limit)
-    return identity_estimator(position, spectrum_limit)
+        return diagonal_estimator(options.spectrum_limit)
+    return identity_estimator(position, options.spectrum_limit)
 
 
 def _num_parts(estimator: PreconditionerEstimator, minibatch: ArrayTree) -> int:

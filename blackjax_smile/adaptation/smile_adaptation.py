@@ -15,12 +15,13 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile._averaging import check_averages
-from blackjax_smile.adaptation.drive import StepHistory, run_on_device, run_on_host
+from blackjax_smile._jitted import jitted
+from blackjax_smile.adaptation.drive import Record, StepHistory, run_on_device, run_on_host
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS, Pool, check_axis
 from blackjax_smile.adaptation.schedule import Schedule, build_schedule
-from blackjax_smile.adaptation.setup import build_adaptation, check_algorithm, check_options
+from blackjax_smile.adaptation.setup import AdaptationOptions, build_adaptation, check_algorithm
 from blackjax_smile.adaptation.state import WindowInfo
-from blackjax_smile.minibatch import check_no_data_set
+from blackjax_smile.minibatch import check_no_data_set, check_random
 from blackjax_smile.minibatch_gradient import checked_scalar
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.sgmcmc import smile
@@ -136,11 +137,15 @@ def smile_adaptation(
     Raises
     ------
     ValueError
-        For an unknown preconditioner or tuner, a target outside (0, 1], ``pooled``
-        without a ``minibatch_fn``, or a data set in its place. From ``run``: a
-        batch size that is odd, fewer steps than 100, a log-density that does not
-        average over its minibatch, too few minibatches in the iterable, or a chain
-        that could not move (not when traced: see ``info``).
+        For an unknown preconditioner or tuner, a target outside (0, 1], ``pooled`` without
+        a ``minibatch_fn``, or a data set in its place. From ``run``: a batch size that is
+        odd, fewer steps than 100, a log-density that does not average over its minibatch,
+        too few minibatches, or a chain that could not move (not when traced: see ``info``).
+
+    Warns
+    -----
+    UserWarning
+        From ``run``, if the minibatches of an iterable come in epochs.
 
     References
     ----------
@@ -161,7 +166,14 @@ def smile_adaptation(
     ['L', 'energy_threshold', 'inverse_mass_matrix', 'step_size']
     """
     check_algorithm(algorithm)
-    check_options(preconditioner, target_deflection, tuner)
+    options = AdaptationOptions(
+        preconditioner,
+        target_deflection,
+        tuner,
+        Pool(CHAIN_AXIS if pooled else None),
+        dense_limit,
+        spectrum_limit,
+    )
     if not (callable(minibatch_fn) or minibatch_fn is None):
         if not isinstance(minibatch_fn, Iterable):
             raise ValueError(
@@ -169,70 +181,85 @@ def smile_adaptation(
                 f"{type(minibatch_fn).__name__}."
             )
         check_no_data_set(minibatch_fn, "pass minibatch_sampler(data, batch_size)")
-    axis = CHAIN_AXIS if pooled else None
-    build = functools.partial(
-        build_adaptation,
-        algorithm,
-        logdensity_fn,
-        preconditioner=preconditioner,
-        target_deflection=target_deflection,
-        tuner=tuner,
-        pool=Pool(axis),
-        dense_limit=dense_limit,
-        spectrum_limit=spectrum_limit,
-    )
-
     if pooled and tuner != "deflection":
         raise ValueError(f"pooled=True needs tuner='deflection', got {tuner!r}.")
     if pooled and not callable(minibatch_fn):
         raise ValueError(
             "pooled=True needs a minibatch_fn, so that the chains can run side by side."
         )
+    setting = _Setting(algorithm.init, algorithm.build_kernel, logdensity_fn, options)
 
-    def adapt(rng_key, position, schedule: Schedule, minibatch, driver: Callable, minibatches):
-        adaptation = build(position, schedule, minibatch)
-        init_key, drive_key = jax.random.split(rng_key)
-        sampler = algorithm.init(position, logdensity_fn, init_key)
-        state, record = driver(adaptation, schedule, drive_key, sampler, minibatches)
-        parameters = {
-            "L": record.windows.L[-1],
-            "step_size": state.step_size.step_size,
-            "inverse_mass_matrix": state.preconditioner,
-            "energy_threshold": record.windows.energy_threshold[-1],
-        }
-        return AdaptationResults(state.sampler, parameters), record
-
-    @functools.partial(jax.jit, static_argnames="schedule")
-    def adapt_on_device(rng_key, position, schedule):
-        minibatch = jax.eval_shape(minibatch_fn, rng_key)
-        return adapt(rng_key, position, schedule, minibatch, run_on_device, minibatch_fn)
+    @functools.cache
+    def adapt_on_device(schedule: Schedule) -> Callable:
+        return jitted(_adapt_on_device, setting, schedule, minibatch_fn)
 
     def run(rng_key: PRNGKey, position: ArrayLikeTree, num_steps: int = 2000):
         position = _tree.as_float_tree(position)
         schedule = build_schedule(num_steps)
-        check_axis(axis)
+        check_axis(options.pool.axis)
         if minibatch_fn is None:
             return _adapt_full_batch(rng_key, position, checked_scalar(logdensity_fn), num_steps)
         # What is wrong with the position is said before the model is called with it.
         jax.eval_shape(lambda: algorithm.init(position, logdensity_fn, rng_key))
         if callable(minibatch_fn):
+            check_random(minibatch_fn, rng_key)
             minibatch = minibatch_fn(jax.random.fold_in(rng_key, 0))
             averages = check_averages(logdensity_fn, position, minibatch)
-            results, record = adapt_on_device(rng_key, position, schedule)
+            results, record = adapt_on_device(schedule)(rng_key, position)
         else:
             minibatches = iter(minibatch_fn)
             first = list(itertools.islice(minibatches, 1))
             averages = jnp.all(
                 jnp.asarray([check_averages(logdensity_fn, position, batch) for batch in first])
             )
-            results, record = adapt(
-                rng_key, position, schedule, first, run_on_host, itertools.chain(first, minibatches)
+            minibatches = itertools.chain(first, minibatches)
+            results, record = _adapt(
+                setting, schedule, rng_key, position, first, run_on_host, minibatches
             )
         info = SmileAdaptationInfo(schedule=schedule, averages=averages, **record._asdict())
         _check_moved(info, results, position)
         return results, info
 
     return AdaptationAlgorithm(run)
+
+
+class _Setting(NamedTuple):
+    """What is adapted, and how; equal settings share one compilation."""
+
+    init: Callable
+    build_kernel: Callable
+    logdensity_fn: Callable
+    options: AdaptationOptions
+
+
+def _adapt(
+    setting: _Setting,
+    schedule: Schedule,
+    rng_key: PRNGKey,
+    position: ArrayTree,
+    minibatch: ArrayTree,
+    driver: Callable,
+    minibatches: Any,
+) -> tuple[AdaptationResults, Record]:
+    logdensity_fn = setting.logdensity_fn
+    adaptation = build_adaptation(
+        setting.build_kernel, logdensity_fn, setting.options, position, schedule, minibatch
+    )
+    init_key, drive_key = jax.random.split(rng_key)
+    sampler = setting.init(position, logdensity_fn, init_key)
+    state, record = driver(adaptation, schedule, drive_key, sampler, minibatches)
+    parameters = {
+        "L": record.windows.L[-1],
+        "step_size": state.step_size.step_size,
+        "inverse_mass_matrix": state.preconditioner,
+        "energy_threshold": record.windows.energy_threshold[-1],
+    }
+    return AdaptationResults(state.sampler, parameters), record
+
+
+def _adapt_on_device(setting, schedule, minibatch_fn, rng_key, position):
+    minibatch = jax.eval_shape(minibatch_fn, rng_key)
+    return _adapt(setting, schedule, rng_key, position, minibatch, run_on_device, minibatch_fn)
 
 
 def _adapt_full_batch(rng_key, position, logdensity_fn, num_steps: int):
@@ -256,7 +283,8 @@ def _adapt_full_batch(rng_key, position, logdensity_fn, num_steps: int):
         frac_tune2=0.3,
         frac_tune3=0.3,
     )
-    sampler = smile.init(position, logdensity_fn, init_key, isokinetic_mclachlan)
+    # Any key will do, and the caller's are used up: the momentum is replaced by the tuner's.
+    sampler = smile.init(position, logdensity_fn, jax.random.key(0), isokinetic_mclachlan)
     sampler = sampler._replace(**state._asdict())
     parameters = {**tuned._asdict(), "integrator": isokinetic_mclachlan}
     return AdaptationResults(sampler, parameters), FullBatchAdaptationInfo(taken)

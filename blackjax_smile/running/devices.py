@@ -1,5 +1,6 @@
 """Where a run's arrays live: one device, a mesh of them, or a mesh across hosts."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 __all__ = ["Placement"]
 
 
+@dataclasses.dataclass(frozen=True)
 class Placement:
     """Lays chains (and, if asked, the rows of minibatches) out over a mesh.
 
@@ -24,16 +26,21 @@ class Placement:
         A multiple of the first axis' size.
     """
 
-    def __init__(self, mesh: Mesh | None, num_chains: int):
-        self.num_chains = num_chains
-        self.mesh = mesh
+    mesh: Mesh | None
+    num_chains: int
+    #: The default device, which a thread that reads minibatches does not know.
+    device: Any = dataclasses.field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        mesh, num_chains = self.mesh, self.num_chains
         if mesh is None:
             if jax.process_count() > 1:
                 raise ValueError(
                     f"jax.distributed runs {jax.process_count()} processes: pass a mesh over "
                     "their devices, jax.make_mesh((jax.device_count(),), ('chains',))."
                 )
-            (self.device,) = jnp.zeros(()).devices()
+            (device,) = jnp.zeros(()).devices()
+            object.__setattr__(self, "device", device)
             return
         if len(mesh.axis_names) > 2:
             raise ValueError(
@@ -42,7 +49,8 @@ class Placement:
             )
         # The kernels are written for one chain: the partitioner does the rest.
         auto = (AxisType.Auto,) * len(mesh.axis_names)
-        self.mesh = mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+        object.__setattr__(self, "mesh", mesh)
         size = mesh.shape[mesh.axis_names[0]]
         if num_chains % size:
             raise ValueError(
@@ -74,6 +82,12 @@ class Placement:
         """Put host arrays, the same on every process, on the devices."""
         sharding = self.sharding(leading, shared)
         return jax.tree.map(lambda x: jax.device_put(np.asarray(x), sharding), tree)
+
+    def replicate(self, tree: ArrayTree) -> ArrayTree:
+        """Put arrays of the default device, the same on every process, on every device."""
+        if self.is_distributed:
+            return self.put(tree, shared=True)
+        return jax.device_put(tree, self.sharding(shared=True))
 
     def put_local(self, tree: ArrayTree, leading: int, shared: bool) -> ArrayTree:
         """Put host arrays of this process's chains alone on its devices."""
@@ -135,18 +149,12 @@ class Placement:
         )
         return jax.jit(sharded, donate_argnums=donate)
 
-    def constrain(self, leading: int) -> Callable[[ArrayTree], ArrayTree]:
+    def spread(self, leading: int) -> "SpreadRows":
         """Return a function that spreads minibatches over the mesh's second axis.
 
         Inside `compile`; the rows follow ``leading`` axes.
         """
-        mesh = self.mesh
-        if mesh is None or len(mesh.axis_names) < 2:
-            return lambda minibatches: minibatches
-        spec = PartitionSpec(*(None,) * leading, mesh.axis_names[1])
-        return lambda tree: jax.tree.map(
-            lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree
-        )
+        return SpreadRows(self.mesh, leading)
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
         """Return the main process's numbers on every process."""
@@ -163,3 +171,17 @@ class Placement:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(name)
+
+
+@dataclasses.dataclass(frozen=True)
+class SpreadRows:
+    """See `Placement.spread`."""
+
+    mesh: Mesh | None
+    leading: int
+
+    def __call__(self, minibatches: ArrayTree) -> ArrayTree:
+        if self.mesh is None or len(self.mesh.axis_names) < 2:
+            return minibatches
+        spec = PartitionSpec(*(None,) * self.leading, self.mesh.axis_names[1])
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), minibatches)

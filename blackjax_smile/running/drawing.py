@@ -108,7 +108,7 @@ def build_sampling(
 ) -> Callable:
     """Return the program of sampling.
 
-    ``(keys, parameters, chains, buffers, start, stop, plan, block) -> (chains,
+    ``(keys, parameters, chains, buffers, plan, start, stop, block) -> (chains,
     buffers)`` takes the gradients from ``start`` to ``stop`` and writes each draw to
     ``buffers[:, draw - first_draw]``; ``plan`` is ``[first_draw, num_warmup,
     thinning]``. A draw that is not complete
@@ -119,7 +119,7 @@ def build_sampling(
     def step(keys, state, parameters, minibatch):
         return kernel(keys, state, logdensity_fn, minibatch=minibatch, **parameters)
 
-    def sample(keys: Keys, parameters, chains: Chains, buffers, start, stop, plan, block):
+    def sample(keys: Keys, parameters, chains: Chains, buffers, plan, start, stop, block):
         first_draw, num_warmup, thinning = plan[0], plan[1], plan[2]
 
         def body(gradient, chains):

@@ -7,14 +7,17 @@ import jax
 import numpy as np
 from blackjax.types import ArrayTree, PRNGKey
 
-from blackjax_smile.adaptation.windows import WindowedAdaptation
+from blackjax_smile._jitted import remembered
+from blackjax_smile.adaptation.setup import AdaptationOptions
+from blackjax_smile.minibatch import MinibatchSampler
+from blackjax_smile.running.compiled import Model, Programs, Shapes, compile_programs
 from blackjax_smile.running.devices import Placement
-from blackjax_smile.running.drawing import Chains, build_sampling, init_chains
+from blackjax_smile.running.drawing import Chains, init_chains
 from blackjax_smile.running.prefetch import Prefetcher
-from blackjax_smile.running.programs import Block, Keys, MinibatchGetter
+from blackjax_smile.running.programs import Keys, MinibatchGetter
 from blackjax_smile.running.settings import Settings
 from blackjax_smile.running.sources import HostSource
-from blackjax_smile.running.warming import Warmup, WarmupState
+from blackjax_smile.running.warming import WarmupState
 
 __all__ = ["Engine", "chain_keys"]
 
@@ -44,25 +47,31 @@ class Engine:
         rng_key: PRNGKey,
         positions: ArrayTree,
         source: Callable | HostSource,
-        adaptation: WindowedAdaptation,
-        collect: Callable[[ArrayTree], dict[str, Any]],
+        logdensity_fn: Callable,
+        options: AdaptationOptions,
+        collect: Callable[[ArrayTree], ArrayTree],
         settings: Settings,
         placement: Placement,
     ):
         self.settings, self.placement = settings, placement
         self.positions = positions
         self.keys = chain_keys(rng_key, settings.num_chains)
-        self.impl = impl = str(jax.random.key_impl(rng_key))
+        impl = str(jax.random.key_impl(rng_key))
         shared = settings.share_minibatches
         self.feed: Prefetcher | None = None
         self.example: ArrayTree
+        #: What stands for the minibatches where none come from the host.
+        self.sampler: MinibatchSampler | None = None
         if callable(source):
             self.example = jax.eval_shape(source, rng_key)
+            minibatch_fn: Callable | None = source
+            if isinstance(source, MinibatchSampler):
+                self.sampler, minibatch_fn = placement.replicate(source), None
             # Chain, then rows.
-            getter = MinibatchGetter(source, False, placement.constrain(1))
+            getter = MinibatchGetter(minibatch_fn, False, False, placement.spread(1))
         else:
             self.example = source.example()
-            getter = MinibatchGetter(None, shared, placement.constrain(1 if not shared else 0))
+            getter = MinibatchGetter(None, True, shared, placement.spread(0 if shared else 1))
             local = placement.local_chains
             self.feed = Prefetcher(
                 source,
@@ -70,40 +79,18 @@ class Engine:
                 settings.num_gradients,
                 1 if shared else local.stop - local.start,
             )
-        self.warmup = Warmup(adaptation, settings.schedule, getter, impl)
-        sample = build_sampling(
-            adaptation.logdensity_fn,
-            getter,
+        first = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), positions)
+        model = Model(
+            logdensity_fn,
             collect,
+            options,
+            settings.schedule,
+            Shapes.of(first),
+            Shapes.of(self.example),
+            getter,
             impl,
         )
-        self.collect = collect
-        b = "r" if shared or self.feed is None else "b"
-        run = placement.compile
-        warmup = self.warmup
-        self._init_probe = run(warmup.init_probe, "cc", num_outputs=2)
-        self._probe = run(
-            lambda keys, carry, *span: warmup.probe(keys, carry, *_span(span)),
-            "ccrr" + b + "r",
-            donate=(1,),
-            num_outputs=2,
-        )
-        self._init = run(warmup.init, "c")
-        self._steps = run(
-            lambda keys, carry, *span: warmup.steps(keys, carry, *_span(span)),
-            "ccrr" + b + "r",
-            donate=(1,),
-        )
-        self._end_window = run(warmup.end_window, "ccr", donate=(1,))
-        self._init_chains = run(init_chains, "c")
-        self._sample = run(
-            lambda keys, parameters, chains, buffers, start, stop, plan, *block: sample(
-                keys, parameters, chains, buffers, start, stop, plan, Block(*block)
-            ),
-            "ccccrrr" + b + "r",
-            donate=(3,),
-            num_outputs=2,
-        )
+        self.programs: Programs = remembered(compile_programs, placement, model)
 
     def __enter__(self) -> "Engine":
         # Only now: the keys' copies on the devices are the run's.
@@ -122,7 +109,7 @@ class Engine:
     def available(self, gradient: int, stop: int) -> tuple[int, tuple[Any, np.int32]]:
         """Return how far the minibatches at hand reach, and them; ``gradient`` if none are left."""
         if self.feed is None:
-            return stop, (None, np.int32(0))
+            return stop, (self.sampler, np.int32(0))
         block = self.feed.block_at(gradient)
         if block is None:
             return gradient, (None, np.int32(0))
@@ -136,22 +123,24 @@ class Engine:
         return None if self.feed is None else self.feed.position_at(gradient)
 
     def init_probe(self) -> Any:
-        return self._init_probe(self.device_keys, self.placement.put(self.positions))
+        return self.programs.init_probe(self.device_keys, self.placement.put(self.positions))
 
     def probe(self, carry: Any, start: int, stop: int, block: tuple) -> Any:
-        return self._probe(self.device_keys, carry, np.int32(start), np.int32(stop), *block)
+        return self.programs.probe(self.device_keys, carry, np.int32(start), np.int32(stop), *block)
 
     def init_warmup(self, carry: Any) -> WarmupState:
-        return self._init(carry)
+        return self.programs.init_warmup(carry)
 
     def warmup_steps(self, carry: WarmupState, start: int, stop: int, block: tuple) -> WarmupState:
-        return self._steps(self.device_keys, carry, np.int32(start), np.int32(stop), *block)
+        return self.programs.warmup_steps(
+            self.device_keys, carry, np.int32(start), np.int32(stop), *block
+        )
 
     def end_window(self, carry: WarmupState, index: int) -> WarmupState:
-        return self._end_window(self.device_keys, carry, np.int32(index))
+        return self.programs.end_window(self.device_keys, carry, np.int32(index))
 
     def init_chains(self, states: Any) -> Chains:
-        return self._init_chains(states)
+        return self.programs.init_chains(states)
 
     def sample(
         self,
@@ -165,19 +154,16 @@ class Engine:
     ) -> tuple[Chains, Any]:
         settings = self.settings
         plan = np.asarray([first_draw, settings.num_warmup, settings.thinning], np.int32)
-        span = (np.int32(start), np.int32(stop), plan)
-        return self._sample(self.device_keys, parameters, chains, buffers, *span, *block)
+        span = (np.int32(start), np.int32(stop))
+        return self.programs.sample(
+            self.device_keys, parameters, chains, buffers, plan, *span, *block
+        )
 
     def warmup_like(self) -> WarmupState:
         """Return the shapes of the warmup's state."""
-        carry = jax.eval_shape(self.warmup.init_probe, self.keys, self.positions)
-        return jax.eval_shape(self.warmup.init, carry)
+        carry = jax.eval_shape(self.programs.warmup.init_probe, self.keys, self.positions)
+        return jax.eval_shape(self.programs.warmup.init, carry)
 
     def chains_like(self, states: Any) -> Chains:
         """Return the shapes of the sampling's state."""
         return jax.eval_shape(init_chains, states)
-
-
-def _span(arguments: tuple) -> tuple:
-    start, stop, *block = arguments
-    return start, stop, Block(*block)

@@ -10,7 +10,10 @@ import numpy as np
 from blackjax.types import ArrayTree, PRNGKey
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ["differences", "digest", "fingerprint", "run_id"]
+__all__ = ["FIRST_MINIBATCH", "differences", "digest", "fingerprint", "run_id"]
+
+#: What may differ, with a warning: an iterable without a seed is no reason not to go on.
+FIRST_MINIBATCH = "first minibatch"
 
 #: Elements of a constant that are looked at: enough to tell data sets apart.
 MAX_ELEMENTS = 2**20
@@ -25,6 +28,8 @@ def fingerprint(
     minibatches: str | Callable,
     example: ArrayTree,
     rows: ArrayTree,
+    adapted: ArrayTree,
+    first_minibatch: str | None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Return a JSON description of a run, everything its draws depend on."""
@@ -42,26 +47,29 @@ def fingerprint(
         "positions (values)": digest(jax.tree.leaves(positions)),
         "minibatch (shapes and dtypes)": _shapes(example),
         "minibatches": minibatches,
+        FIRST_MINIBATCH: first_minibatch,
         "logdensity_fn": _program(logdensity_fn, position, example),
         "collect": _program(collect, position),
         "draws (shapes and dtypes)": _shapes(rows),
+        "preconditioner (shapes and dtypes)": _shapes(adapted),
         **settings,
     }
 
 
-def differences(stored: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """Return what differs, in words."""
+def differences(stored: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:
+    """Return what differs, by name, in words."""
     names = list(dict.fromkeys([*stored, *present]))
-    return [
-        f"{name}: was {stored.get(name)}, is {present.get(name)}"
+    return {
+        name: f"{name}: was {stored.get(name)}, is {present.get(name)}"
         for name in names
         if stored.get(name) != present.get(name)
-    ]
+    }
 
 
 def run_id(description: dict[str, Any]) -> str:
     """Return a short name of a run."""
-    return hashlib.blake2b(repr(sorted(description.items())).encode(), digest_size=8).hexdigest()
+    binding = sorted(item for item in description.items() if item[0] != FIRST_MINIBATCH)
+    return hashlib.blake2b(repr(binding).encode(), digest_size=8).hexdigest()
 
 
 def _shapes(tree: ArrayTree) -> str:

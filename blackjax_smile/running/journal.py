@@ -2,6 +2,7 @@
 
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from blackjax_smile.errors import UserInputError
 from blackjax_smile.running.checkpoint import Checkpoints
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import Chains
-from blackjax_smile.running.fingerprint import differences, run_id
+from blackjax_smile.running.fingerprint import FIRST_MINIBATCH, differences, run_id
 from blackjax_smile.running.lock import RunLock
 from blackjax_smile.running.store import DrawStore, Rows
 from blackjax_smile.running.warming import WarmupState, adapted_parameters
@@ -23,6 +24,12 @@ __all__ = ["Adapted", "Journal", "MemoryDraws", "Resume"]
 
 #: Chunks at the end of the store that are read before it is relied upon.
 CHECKED_CHUNKS = 3
+
+OTHER_MINIBATCHES = (
+    "The iterable's first minibatch is not the one that this run began with. If its data are "
+    "others, the draws will be of two posteriors: choose new paths for store and checkpoint. If "
+    "it shuffles the same data, give it a seed: a resumed run is then the run that was stopped."
+)
 
 
 class Adapted(NamedTuple):
@@ -199,10 +206,13 @@ class Journal:
             if record is None:
                 bad[step] = "its record cannot be read"
                 continue
-            if changed := differences(record["run"], self.description):
+            changed = differences(record["run"], self.description)
+            if changed.pop(FIRST_MINIBATCH, None):
+                warnings.warn(OTHER_MINIBATCHES, stacklevel=2)
+            if changed:
                 raise UserInputError(
                     f"The checkpoint in {self.folder} is of another run:\n  "
-                    + "\n  ".join(changed)
+                    + "\n  ".join(changed.values())
                     + "\nPass what it was started with, or choose new paths for store and "
                     "checkpoint."
                 )

@@ -15,11 +15,11 @@ __all__ = ["Block", "Keys", "MinibatchGetter", "keys_at"]
 
 
 class Block(NamedTuple):
-    """Minibatches from the host for consecutive gradients.
+    """Minibatches from the host for consecutive gradients, or what draws them on the device.
 
     minibatches
-        Leaves of leading axes (gradient, chain), or (gradient,) when shared; None
-        when minibatches are drawn on the device.
+        Leaves of leading axes (gradient, chain), or (gradient,) when shared; a
+        `MinibatchSampler`; None where another function draws them.
     first
         Number of the first gradient.
     """
@@ -42,24 +42,28 @@ class MinibatchGetter(NamedTuple):
     """Minibatches of one gradient for all chains, from the device or from a block.
 
     minibatch_fn
-        None: the minibatches come in blocks.
+        None: the minibatches, or their sampler, come in blocks.
+    in_blocks
+        Whether blocks hold minibatches.
     is_shared
-        Whether the block holds one minibatch for all chains.
+        Whether a block holds one minibatch for all chains.
     constrain
         Lays a minibatch out over the devices.
     """
 
     minibatch_fn: Callable | None
-    is_shared: bool = False
-    constrain: Callable[[ArrayTree], ArrayTree] = lambda minibatches: minibatches
+    in_blocks: bool
+    is_shared: bool
+    constrain: Callable[[ArrayTree], ArrayTree]
 
     @property
     def axis(self) -> int | None:
         return None if self.is_shared else 0
 
     def __call__(self, keys: Array, gradient: Array, block: Block) -> ArrayTree:
-        if self.minibatch_fn is not None:
-            return self.constrain(jax.vmap(self.minibatch_fn)(keys))
+        if not self.in_blocks:
+            draw: Any = block.minibatches if self.minibatch_fn is None else self.minibatch_fn
+            return self.constrain(jax.vmap(draw)(keys))
         at = gradient - block.first
         return jax.tree.map(
             lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, keepdims=False), block.minibatches

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 
 from blackjax_smile._averaging import check_averages
 from blackjax_smile._chains import check_positions
-from blackjax_smile.adaptation.setup import build_adaptation, check_options
+from blackjax_smile.adaptation.setup import AdaptationOptions
 from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
+from blackjax_smile.minibatch import check_random
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import STATISTICS
@@ -23,7 +24,7 @@ from blackjax_smile.running.journal import Journal, MemoryDraws
 from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
 from blackjax_smile.running.settings import Settings
-from blackjax_smile.running.sources import open_source
+from blackjax_smile.running.sources import Stream, open_source
 from blackjax_smile.running.store import DrawStore, run_folders
 from blackjax_smile.sgmcmc import smile
 
@@ -166,7 +167,7 @@ def sample(
     >>> dict(result.to_arviz().posterior["x"].sizes)
     {'chain': 4, 'draw': 100, 'x_dim_0': 2}
     """
-    check_options(preconditioner, target_deflection)
+    options = AdaptationOptions(preconditioner, target_deflection)
     positions, num_chains = check_positions(positions)
     settings = Settings(
         num_chains,
@@ -195,18 +196,14 @@ def sample(
         share_minibatches,
     )
     minibatch_fn = source if callable(source) else lambda _: source.first
+    first_digest = source.first_digest if isinstance(source, Stream) else None
+    if callable(source):
+        check_random(source, rng_key)
     averages = check_averages(logdensity_fn, first, minibatch_fn(jax.random.fold_in(rng_key, 0)))
-    adaptation = build_adaptation(
-        smile,
-        logdensity_fn,
-        first,
-        settings.schedule,
-        jax.eval_shape(minibatch_fn, rng_key),
-        preconditioner=preconditioner,
-        target_deflection=target_deflection,
-    )
-    kept = Kept(collect or (lambda position: position), first, dtype, dims, coords)
-    with Engine(rng_key, positions, source, adaptation, kept, settings, placement) as engine:
+    kept = Kept(collect or _position, first, dtype, dims, coords)
+    with Engine(
+        rng_key, positions, source, logdensity_fn, options, kept.collect, settings, placement
+    ) as engine:
         description = fingerprint(
             rng_key=rng_key,
             positions=positions,
@@ -215,14 +212,14 @@ def sample(
             minibatches=source if callable(source) else source.description,
             example=engine.example,
             rows=kept.rows,
+            first_minibatch=None if placement.is_distributed else first_digest,
+            adapted=engine.warmup_like().adaptation.preconditioner,
             settings={
-                "num_warmup": num_warmup,
-                "thinning": thinning,
-                "preconditioner": preconditioner
-                if isinstance(preconditioner, str)
-                else preconditioner.fit.__qualname__,
-                "target_deflection": target_deflection,
-                "share_minibatches": share_minibatches,
+                "num_warmup": settings.num_warmup,
+                "thinning": settings.thinning,
+                "preconditioner": _name(preconditioner),
+                "target_deflection": options.target_deflection,
+                "share_minibatches": settings.share_minibatches,
             },
         )
         draws: DrawStore | MemoryDraws = MemoryDraws()
@@ -248,3 +245,14 @@ def sample(
         dims=kept.dims,
         coords=kept.coords,
     )
+
+
+def _position(position: ArrayTree) -> ArrayTree:
+    return position
+
+
+def _name(preconditioner: str | PreconditionerEstimator) -> str:
+    if isinstance(preconditioner, str):
+        return preconditioner
+    fit = preconditioner.fit
+    return getattr(fit, "__qualname__", type(fit).__qualname__)

@@ -21,12 +21,13 @@ class Settings:
     share_minibatches: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "thinning", "chunk_size"):
+        for name in ("num_warmup", "num_samples", "thinning", "chunk_size"):
             value = getattr(self, name)
             if value is None and name == "chunk_size":
                 continue
             # NumPy's integers would not be the same run on resuming.
             object.__setattr__(self, name, positive_integer(name, value))
+        object.__setattr__(self, "share_minibatches", bool(self.share_minibatches))
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every must be >= 0 s, got {self.checkpoint_every}.")
         if self.num_gradients >= 2**31:

@@ -136,6 +136,7 @@ class Stream:
         self.iterator: Iterator = iter(iterable)
         self.ahead: list = []
         self.before: Any = self._state()
+        self.has_state = self.before is not None
         first = self.first = self._next()
         if first is None:
             raise ValueError("The iterable of minibatches is empty.")
@@ -156,6 +157,11 @@ class Stream:
     @property
     def description(self) -> str:
         return f"an iterable, {self.per_gradient} minibatches for each gradient"
+
+    @property
+    def first_digest(self) -> str | None:
+        """What the first minibatch shows of the data; None where a state says what comes first."""
+        return None if self.has_state else digest(jax.tree.leaves(self.first))
 
     def example(self) -> ArrayTree:
         return jax.tree.map(lambda x: _like(x.shape, x.dtype), self.first)
@@ -182,9 +188,7 @@ class Stream:
             rows.append(stack if self.num_chains else minibatches[0])
         if not rows:
             return None, 0
-        # A short block keeps the shape that the program is compiled for.
-        padded = rows + rows[-1:] * (count - len(rows))
-        return jax.tree.map(lambda *xs: np.stack(xs), *padded), len(rows)
+        return jax.tree.map(lambda *xs: np.stack(xs), *rows), len(rows)
 
     def _checked(self) -> ArrayTree:
         minibatch = self._next()
