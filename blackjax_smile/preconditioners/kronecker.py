@@ -167,14 +167,13 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         ):
             s_a = sums_a.whitened / count.astype(sums_a.whitened.dtype)
             s_b = sums_b.whitened / count.astype(sums_b.whitened.dtype)
-            # Both hold the scale of the noise; it belongs to one of them.
-            scale = jnp.mean(diagonal_of(s_a))
-            s_b = s_b / jnp.where(scale > 0, scale, 1)
             draws_a = count * effective_dimension(s_b)
             draws_b = count * effective_dimension(s_a)
-            left.append(unwhiten(a, s_a, draws_a))
-            right.append(unwhiten(b, s_b, draws_b))
             levels.append((new_level(a, b, s_a, draws_a), new_level(b, a, s_b, draws_b)))
+            # Both hold the scale of the noise; it belongs to one of them.
+            scale = jnp.mean(diagonal_of(s_a))
+            left.append(unwhiten(a, s_a, draws_a))
+            right.append(unwhiten(b, s_b / jnp.where(scale > 0, scale, 1), draws_b))
         evidence = find_evidence(moments, left, right)
         new = _from_covariances(left, right, levels, evidence, preconditioner.layout)
         usable = (new.geometric_mean > 0) & _tree.all_finite(new)
