@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from blackjax.mcmc import integrators
+from blackjax.mcmc.metrics import LowRankInverseMassMatrix
 from blackjax.util import run_inference_algorithm, thin_algorithm
 from jax.flatten_util import ravel_pytree
 
@@ -98,17 +99,25 @@ class TestRejection:
 
     @pytest.mark.parametrize("integrator", INTEGRATORS)
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_non_finite_reverts_retries_and_then_turns_round(self, value, integrator):
+    def test_non_finite_reverts_retries_turns_round_and_then_redraws(self, value, integrator):
         algorithm, state, new, info = self.step(value, integrator=integrator)
         assert info.is_divergent
         assert info.energy_change == jnp.inf
         assert info.logdensity == state.logdensity
-        assert new.retrying
-        reverted = new._replace(retrying=state.retrying, clock=state.clock)
+        assert new.num_failures == 1
+        reverted = new._replace(num_failures=state.num_failures, clock=state.clock)
         chex.assert_trees_all_equal(reverted, state)
         # The second failure in a row is the move's, not the minibatch's.
         new, _ = algorithm.step(jax.random.key(3), new, jnp.full(4, value))
         chex.assert_trees_all_equal(new.momentum, jax.tree.map(jnp.negative, state.momentum))
+        # The other way is tried twice, too. Where it is barred as well any direction may do.
+        turned = new.momentum
+        new, _ = algorithm.step(jax.random.key(4), new, jnp.full(4, value))
+        chex.assert_trees_all_equal(new.momentum, turned)
+        new, _ = algorithm.step(jax.random.key(5), new, jnp.full(4, value))
+        momentum, old = ravel_pytree(new.momentum)[0], ravel_pytree(state.momentum)[0]
+        np.testing.assert_allclose(jnp.linalg.norm(momentum), 1, rtol=1e-6)
+        assert abs(momentum @ old) < 0.99
         reverted = new._replace(momentum=state.momentum, clock=state.clock)
         chex.assert_trees_all_equal(reverted, state)
 
@@ -135,6 +144,30 @@ class TestRejection:
     def test_without_a_threshold_large_changes_are_accepted(self):
         *_, info = self.step(1e6)
         assert not info.is_divergent
+
+    @pytest.mark.parametrize("dimension", [2, 5])
+    def test_chain_leaves_corners(self, dimension):
+        """Exponential variables: some positions have walls both before and behind them."""
+        algorithm = smile(
+            lambda x: jnp.where(jnp.all(x > 0), -jnp.sum(x), jnp.nan), L=3.0, step_size=0.5
+        )
+        state = algorithm.init(jnp.ones(dimension), jax.random.key(0))
+        _, infos = run(algorithm, state, 10_000)
+        assert jnp.mean(infos.is_divergent[5000:]) < 0.9
+
+    @pytest.mark.parametrize(("dimension", "step_size"), [(2, 1.0), (10, 2.0)])
+    def test_moments_between_walls(self, dimension, step_size):
+        """Gamma variables, NaN below zero: a momentum that is drawn afresh there does no harm.
+
+        Means and variances are 3, at 5 standard errors and what such steps cost.
+        """
+        algorithm = smile(
+            lambda x: jnp.sum(2 * jnp.log(x) - x), L=step_size + 2, step_size=step_size
+        )
+        state = algorithm.init(jnp.full(dimension, 3.0), jax.random.key(0))
+        states, infos = run(algorithm, state, 40_000)
+        assert 0.005 < jnp.mean(infos.is_divergent[20_000:]) < 0.1
+        assert_moments(states.position, 3.0, np.full(dimension, 3.0), 0.05, 0.12)
 
     def test_chain_survives_bad_batches(self):
         """2 % of the batches are bad: that share is rejected, the moments stay right."""
@@ -294,6 +327,7 @@ class TestErrors:
             ({"step_size": np.nan}, "step_size must be positive"),
             ({"step_size": "0.1"}, "step_size must be one number, got '0.1'"),
             ({"step_size": np.ones(3)}, "step_size must be one number"),
+            ({"step_size": np.inf}, "step_size must be finite, got inf"),
             ({"step_size": 1.0, "L": -1.0}, "L must be positive"),
             ({"step_size": 1.0, "energy_threshold": 0.0}, "energy_threshold must be positive"),
             ({"step_size": 1.0, "inverse_mass_matrix": jnp.ones((2, 3))}, r"\(2, 3\)"),
@@ -302,6 +336,48 @@ class TestErrors:
     def test_parameters(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             smile(quadratic, **kwargs)
+
+    @pytest.mark.parametrize("integrator", INTEGRATORS[:2])
+    @pytest.mark.parametrize("bad", [-1.0, 0.0, np.inf, np.nan])
+    def test_inverse_mass_matrix_that_is_not_positive_and_finite(self, bad, integrator):
+        one, U = jnp.ones(1), jnp.eye(3)[:, :1]
+        numbers = jnp.ones(3).at[1].set(bad)
+        for inverse_mass_matrix, name in (
+            (bad, "inverse_mass_matrix"),
+            (numbers, "inverse_mass_matrix"),
+            (LowRankInverseMassMatrix(jnp.ones(3), U, bad * one), "lam of the LowRank"),
+            (LowRankInverseMassMatrix(numbers, U, one), "sigma of the LowRank"),
+        ):
+            message = f"{name}.* must be positive and finite, got {bad}"
+            with pytest.raises(ValueError, match=message):
+                smile(
+                    quadratic,
+                    step_size=1.0,
+                    integrator=integrator,
+                    inverse_mass_matrix=inverse_mass_matrix,
+                )
+        algorithm = smile(quadratic, np.inf, 1.0, integrator, energy_threshold=np.inf)
+        assert algorithm.init(jnp.zeros(3), jax.random.key(0)).logdensity == 0
+
+    def test_logdensity_with_a_default_that_needs_a_minibatch(self):
+        """An optional minibatch is taken at its word; a model that fails without says why."""
+
+        def logdensity_fn(position, minibatch=None):
+            return -0.5 * jnp.mean((minibatch - position) ** 2)
+
+        message = r"failed \(TypeError\).*drop the default: logdensity_fn\(position, minibatch\)"
+        with pytest.raises(ValueError, match=message):
+            smile(logdensity_fn, step_size=0.1).init(jnp.zeros(4), jax.random.key(0))
+        warmup = blackjax_smile.smile_adaptation(smile, logdensity_fn, normal_minibatch)
+        with pytest.raises(ValueError, match=message):
+            warmup.run(jax.random.key(0), jnp.zeros(4), num_steps=100)
+        # What has nothing to do with the default passes as it is.
+        with pytest.raises(TypeError, match="no minibatch's fault"):
+            smile(self.broken, step_size=0.1).init(jnp.zeros(4), jax.random.key(0))
+
+    @staticmethod
+    def broken(position):
+        raise TypeError("no minibatch's fault")
 
     @pytest.mark.parametrize(
         ("position", "message"),

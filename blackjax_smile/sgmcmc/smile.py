@@ -83,7 +83,7 @@ def init(
         logdensity=logdensity.astype(dtype),
         kinetic_change=jnp.zeros((), dtype),
         logdensity_grad=None if integrator is None else grad,
-        retrying=jnp.zeros((), bool),
+        num_failures=jnp.zeros((), jnp.int32),
         clock=jnp.zeros((), jnp.int32),
     )
 
@@ -189,9 +189,10 @@ def as_top_level_api(
     Raises
     ------
     ValueError
-        At once for a missing or not positive ``step_size``, ``L`` or
-        ``energy_threshold`` and for an ``inverse_mass_matrix`` that is none;
-        by ``init`` and ``step`` for what does not fit the position.
+        At once for a ``step_size`` that is missing or infinite, for a ``step_size``,
+        ``L`` or ``energy_threshold`` that is not positive, and for an
+        ``inverse_mass_matrix`` that is none; by ``init`` and ``step`` for what does
+        not fit the position.
 
     References
     ----------
@@ -220,6 +221,8 @@ def as_top_level_api(
             )
         if not is_traced and not np.asarray(value) > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
+        if not is_traced and name == "step_size" and np.isinf(np.asarray(value)):
+            raise ValueError(f"{name} must be finite, got {value}.")
     if integrator is None:
         inverse_mass_matrix = as_preconditioner(inverse_mass_matrix)
     else:

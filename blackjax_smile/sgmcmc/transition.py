@@ -43,9 +43,9 @@ class SmileState(NamedTuple):
         Kinetic energy given by the last accepted kick.
     logdensity_grad
         Gradient at the position, kept only for full-batch integrators, else None.
-    retrying
-        Whether the last step was rejected for something that was not finite, and
-        the next tries the same move on its own minibatch.
+    num_failures
+        Number of steps in a row that were rejected for something that was not finite,
+        modulo 4; `reject` says what follows.
     clock
         Number of steps taken, modulo 64: says when the momentum is refreshed.
         It goes on when a step is rejected, so that vmapped chains stay in
@@ -58,7 +58,7 @@ class SmileState(NamedTuple):
     logdensity: Array
     kinetic_change: Array
     logdensity_grad: ArrayTree | None
-    retrying: Array
+    num_failures: Array
     clock: Array
 
 
@@ -177,28 +177,31 @@ def reject(state: SmileState, new: SmileState, info: SmileInfo, energy_threshold
     """Keep the old state if the proposal is not acceptable.
 
     A bad minibatch says nothing about the move: the next step tries it again. Two
-    failures in a row speak for a wall, and turn the momentum round.
+    failures in a row speak for a wall, and turn the momentum round. Where both ways fail
+    twice the chain is in a corner, and `refreshed` draws the momentum afresh.
     """
     non_finite = info.is_divergent
     # `inf > inf` is False: without a threshold only non-finite steps are rejected.
     rejected = non_finite | (jnp.abs(info.energy_change) > energy_threshold)
-    sign = jnp.where(non_finite & state.retrying, -1, 1)
+    sign = jnp.where(non_finite & (state.num_failures == 1), -1, 1)
     turned = jax.tree.map(lambda u: sign.astype(u.dtype) * u, state.momentum)
-    kept = state._replace(momentum=turned, retrying=non_finite & ~state.retrying)
-    new = _tree.select(rejected, kept, new._replace(retrying=jnp.zeros_like(state.retrying)))
+    num_failures = jnp.where(non_finite, (state.num_failures + 1) % 4, 0)
+    kept = state._replace(momentum=turned, num_failures=num_failures)
+    new = new._replace(num_failures=jnp.zeros_like(state.num_failures))
+    new = _tree.select(rejected, kept, new)
     return new, info._replace(logdensity=new.logdensity, is_divergent=rejected)
 
 
 def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_size, L):
     """Return the momentum after its refresh, where one is due.
 
-    After a rejection for its energy the momentum is drawn afresh; after a
-    non-finite one it stays as `reject` left it.
+    After a rejection for its energy, and the fourth non-finite one in a row, the momentum is
+    drawn afresh; after another non-finite one it stays as `reject` left it.
     """
     due, interval = dynamics.refresh_schedule(
         state.clock, pytree_size(state.position), preconditioner, step_size, L
     )
-    redrawn = info.is_divergent & jnp.isfinite(info.energy_change)
+    redrawn = info.is_divergent & (state.num_failures == 0)
     return rarely(
         (due & ~info.is_divergent) | redrawn,
         _refresh,
