@@ -102,7 +102,8 @@ def to_arviz(
     ------
     ValueError
         If the leading axes differ, or nothing shows whether there is one chain or
-        several; for two variables of one name and ``dims`` of an unknown one.
+        several; for two variables of one name and ``dims`` of an unknown one; for a
+        `blackjax_smile.SampleResult`, which has a method for it.
 
     Examples
     --------
@@ -121,6 +122,11 @@ def to_arviz(
     >>> sorted(data.sample_stats.data_vars)
     ['alignment', 'deflection', 'diverging', 'energy_error', 'kinetic_change', 'lp']
     """
+    if hasattr(states, "to_arviz"):
+        raise ValueError(
+            f"to_arviz takes the history of a run, got a {type(states).__name__}. Call its own "
+            "method, result.to_arviz(), which takes further groups as well."
+        )
     state = states.state if isinstance(states, ScheduledState) else states
     statistics = _statistics(infos, state)
     if chain_axis is None:

@@ -224,8 +224,8 @@ def sample_ensemble(
     Returns
     -------
     ``(states, (positions, infos))``: the final states, and draws and infos with
-    leading axes ``(chain, draw)``. A draw's info holds means over its steps, of
-    ``is_divergent`` the number of rejected ones, of ``logdensity`` the last.
+    leading axes ``(chain, draw)``. A draw's info holds means over its accepted steps (0
+    without any), of ``is_divergent`` the number of rejected ones, of ``logdensity`` the last.
 
     Examples
     --------
@@ -269,7 +269,19 @@ def _sample_chains(
 
 
 def _summarise(info: Any) -> Any:
-    """Return the info of a draw from those of its steps."""
-    return jax.tree.map(jnp.mean, info)._replace(
-        is_divergent=jnp.sum(info.is_divergent), logdensity=info.logdensity[-1]
+    """Return the info of a draw from those of its steps, as `blackjax_smile.sample` does."""
+    # A rejected step's numbers may be infinite or NaN, and would be the draw's.
+    accepted = ~info.is_divergent
+    count = jnp.maximum(jnp.sum(accepted), 1)
+
+    def mean(values: Array) -> Array:
+        return jnp.sum(values, where=accepted) / count.astype(values.dtype)
+
+    return info._replace(
+        logdensity=info.logdensity[-1],
+        kinetic_change=mean(info.kinetic_change),
+        energy_change=mean(info.energy_change),
+        deflection=mean(info.deflection),
+        alignment=mean(info.alignment),
+        is_divergent=jnp.sum(info.is_divergent),
     )

@@ -76,6 +76,13 @@ def takes_minibatch(logdensity_fn: Callable) -> bool:
     return len(required) > 1
 
 
+def _optional_minibatch(logdensity_fn: Callable) -> str | None:
+    """Return the name of a second argument whose default is None."""
+    signature = _signature(logdensity_fn)
+    second = list(signature.parameters.values())[1:2] if signature is not None else []
+    return next((p.name for p in second if p.default is None), None)
+
+
 def check_arguments(logdensity_fn: Callable, has_minibatch: bool) -> None:
     """Raise unless a log-density takes a position and, if there is one, a minibatch."""
     signature = _signature(logdensity_fn)
@@ -98,7 +105,17 @@ def checked_scalar(logdensity_fn: Callable) -> Callable:
 
     def scalar_logdensity(position, *minibatch):
         check_arguments(logdensity_fn, bool(minibatch))
-        logdensity = jnp.asarray(logdensity_fn(position, *minibatch))
+        try:
+            logdensity = jnp.asarray(logdensity_fn(position, *minibatch))
+        except (TypeError, AttributeError) as error:
+            name = _optional_minibatch(logdensity_fn)
+            if minibatch or name is None:
+                raise
+            raise ValueError(
+                f"logdensity_fn(position) failed ({type(error).__name__}), though the default "
+                f"{name}=None says that it can do without a minibatch. If it cannot, drop the "
+                f"default: logdensity_fn(position, {name})."
+            ) from error
         if logdensity.shape != ():
             raise ValueError(
                 "logdensity_fn must return a scalar, but it returned an array of shape "

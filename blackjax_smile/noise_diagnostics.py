@@ -33,8 +33,8 @@ class NoiseSummary(NamedTuple):
         Relative standard deviation of the true covariance's eigenvalues, free of
         that spread: 0 for white noise.
     noise_share
-        Share of the mean squared gradient that is noise: of the rotation of the
-        momentum, that share is due to noise. Near 1, the noise is the thermostat
+        Share of the mean squared gradient that is noise, from 0 to 1: of the rotation
+        of the momentum, that share is due to noise. Near 1, the noise is the thermostat
         and has to be white; near 0, the gradients are as good as full-batch ones.
     excess_kurtosis
         Of the noise of a parameter, averaged over the parameters: 0 for normal
@@ -139,9 +139,12 @@ def _measure(logdensity_fn, minibatch_fn, keys, position, identity, precondition
         complement = preconditioner.refresh_noise(
             complement_key, grad, 0 * one, one, _tree.random_signs
         )
-        whitened = jax.tree.map(jnp.add, preconditioner.whiten(noise), complement)
+        # The complementary noise adds to what turns the momentum, and to the noise in it.
+        whitened_grad, whitened_noise = (
+            jax.tree.map(jnp.add, preconditioner.whiten(tree), complement) for tree in (grad, noise)
+        )
         finite = jnp.isfinite(logdensity) & _tree.all_finite(split)
-        rows = (identity.whiten(grad), noise, preconditioner.whiten(grad), whitened)
+        rows = (identity.whiten(grad), noise, whitened_grad, whitened_noise)
         return [ravel_pytree(row)[0] for row in rows], finite
 
     (grad, noise, whitened_grad, whitened_noise), finite = jax.lax.map(draw, keys)
@@ -156,18 +159,23 @@ def _summarise(grad: Array, noise: Array, finite: Array) -> NoiseSummary:
     grad, noise = (jnp.where(finite[:, None], x, 0) for x in (grad, noise))
     # The smaller of the two Gram matrices has all the eigenvalues that are not zero.
     gram = noise.T @ noise if noise.shape[1] <= noise.shape[0] else noise @ noise.T
-    square, fourth = jnp.sum(noise**2, axis=0) / count, jnp.sum(noise**4, axis=0) / count
+    square = jnp.sum(noise**2, axis=0) / count
     noisy = square > 0
-    kurtosis = jnp.where(noisy, fourth / jnp.where(noisy, square, 1) ** 2 - 3, 0)
+    # Divided by their deviations first: fourth powers would leave the range of float32.
+    scaled = noise * jax.lax.rsqrt(jnp.where(noisy, square, 1))[None]
+    kurtosis = jnp.where(noisy, jnp.sum(scaled**4, axis=0) / count - 3, 0)
+    mean_square = jnp.mean(square)
+    rows = noise * jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1))
 
     def body(moments, row):
         n, ok = row
         return _tree.select(ok, update_isotropy(moments, n[None]), moments), None
 
-    moments, _ = jax.lax.scan(body, init_isotropy(noise[0]), (noise, finite))
+    moments, _ = jax.lax.scan(body, init_isotropy(noise[0]), (rows, finite))
     return NoiseSummary(
         eigenvalues=jnp.linalg.eigvalsh(gram / count),
         anisotropy=anisotropy(moments)[1],
-        noise_share=jnp.sum(noise**2) / jnp.sum(grad**2),
+        # Without a signal the estimate is above 1 as often as below.
+        noise_share=jnp.minimum(jnp.sum(noise**2) / jnp.sum(grad**2), 1),
         excess_kurtosis=jnp.sum(kurtosis) / jnp.maximum(jnp.sum(noisy), 1).astype(noise.dtype),
     )

@@ -444,3 +444,11 @@ def test_blackjax_tuner_is_untouched():
         frac_tune3=0.3,
     )
     np.testing.assert_allclose(parameters["step_size"], expected.step_size, rtol=1e-5)
+
+
+def test_no_key_is_used_twice_on_a_full_batch():
+    """By JAX's own checker."""
+    warmup = blackjax_smile.smile_adaptation(blackjax_smile.smile, gaussian(np.eye(3)))
+    with jax.debug_key_reuse(True):
+        (state, _), _ = warmup.run(jax.random.key(0), jnp.ones(3), num_steps=300)
+    np.testing.assert_allclose(jnp.linalg.norm(state.momentum), 1, rtol=1e-5)

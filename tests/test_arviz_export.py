@@ -314,6 +314,12 @@ def test_mismatches_are_errors(history):
         to_arviz(states._replace(position={}), infos)
 
 
+def test_a_result_has_a_method_of_its_own():
+    result = blackjax_smile.SampleResult(*[None] * len(blackjax_smile.SampleResult._fields))
+    with pytest.raises(ValueError, match=r"got a SampleResult.*result\.to_arviz\(\)"):
+        to_arviz(result)
+
+
 def test_bad_names_are_errors(history):
     states, infos = history
     with pytest.raises(ValueError, match=r"\['weigths'\].*'weights'"):

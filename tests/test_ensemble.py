@@ -174,6 +174,29 @@ def test_sampling_again_traces_nothing():
     assert counts[0] == counts[1]
 
 
+def test_a_rejected_step_does_not_spoil_the_numbers_of_its_draw():
+    """One row in 400 is missing: a draw of 20 steps on 20 rows each has a bad step in it."""
+    X, y = MODEL.data
+    missing = y.copy()
+    missing[::400] = np.nan
+    minibatch_fn = blackjax_smile.minibatch_sampler((X, missing), 20)
+    adapted = adapt_ensemble(jax.random.key(0), warmup(), starts(2), 300)
+    _, (_, infos) = sample_ensemble(
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, minibatch_fn, adapted, 100, 20
+    )
+    assert np.mean(infos.is_divergent > 0) > 0.3
+    for name in ("logdensity", "energy_change", "kinetic_change", "deflection", "alignment"):
+        assert np.all(np.isfinite(getattr(infos, name))), name
+    # Draws of a single step: that of a rejected one has nothing to average.
+    _, (_, infos) = sample_ensemble(
+        jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, minibatch_fn, adapted, 100
+    )
+    rejected = np.asarray(infos.is_divergent) > 0
+    assert 0 < rejected.sum() < rejected.size
+    np.testing.assert_array_equal(np.asarray(infos.deflection)[rejected], 0)
+    assert np.all(np.asarray(infos.deflection)[~rejected] > 0)
+
+
 def test_no_key_is_used_twice():
     """By JAX's own checker, which sees both branches of a conditional."""
     with jax.debug_key_reuse(True):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import blackjax_smile
+from blackjax_smile.preconditioners import DensePreconditioner
 from helpers import LinearRegression
 
 pytestmark = pytest.mark.numerics
@@ -48,6 +49,36 @@ def test_noise_share():
     np.testing.assert_allclose(measure(white).raw.noise_share, 1.0, rtol=0.05)
     # |signal|^2 = 3 * 2^2, |noise|^2 = 3.
     np.testing.assert_allclose(measure(white, 2.0).raw.noise_share, 1 / 5, rtol=0.08)
+
+
+def test_noise_share_with_a_complement():
+    """Half of the whitened variance is injected: it is noise in the gradient, too."""
+    half = DensePreconditioner(jnp.eye(3) * 0.5**0.5, jnp.ones(3), jnp.asarray(1.5))
+    white = lambda key: jax.random.normal(key, (10, 3)) * np.sqrt(10)  # noqa: E731
+    at_the_mode = measure(white, inverse_mass_matrix=half).whitened
+    np.testing.assert_allclose(at_the_mode.eigenvalues, 1.0, atol=0.15)
+    assert 0.97 < at_the_mode.noise_share <= 1
+    # |signal|^2 = 3 * 2^2 / 2, |noise|^2 = 3 / 2 + 3 / 2.
+    share = measure(white, 2.0, inverse_mass_matrix=half).whitened.noise_share
+    np.testing.assert_allclose(share, 1 / 3, rtol=0.08)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e10])
+def test_log_densities_of_any_scale(scale):
+    """Of the numbers without a unit none changes; float32 holds no fourth powers of the noise."""
+
+    def summaries(factor):
+        noise = blackjax_smile.gradient_noise(
+            jax.random.key(0),
+            lambda x, batch: jnp.asarray(factor, jnp.float32) * logdensity_fn(x, batch),
+            {"w": jnp.full(3, 2.0)},
+            normal,
+            200,
+        )
+        return [summary._replace(eigenvalues=None) for summary in (noise.raw, noise.whitened)]
+
+    found, expected = jax.tree.leaves(summaries(scale)), jax.tree.leaves(summaries(1.0))
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_excess_kurtosis():

@@ -303,6 +303,21 @@ def test_a_second_run_compiles_nothing(compilations):
         assert np.all(np.abs(z) < 1)
 
 
+def test_a_variable_that_the_model_reads_may_change(monkeypatch):
+    """What was compiled for its old value is not used again."""
+    monkeypatch.setitem(globals(), "SHIFT", 0.0)
+
+    def shifted(x, minibatch):
+        return PROBLEM.logdensity_fn(x + SHIFT, minibatch)  # noqa: F821
+
+    means = []
+    for shift in (0.0, 1.0):
+        monkeypatch.setitem(globals(), "SHIFT", shift)
+        draws = sample(logdensity_fn=shifted, positions=start() - shift, num_samples=200)
+        means.append(draws.positions.mean((0, 1)))
+    np.testing.assert_allclose(means[0] - means[1], 1, atol=0.2)
+
+
 def test_the_data_are_no_constants_of_the_programs():
     """Which would be copied while they are compiled, and held as long as they are."""
     X, y = (jnp.asarray(leaf) for leaf in PROBLEM.data)
@@ -375,6 +390,8 @@ def test_a_chain_that_has_not_arrived_is_named():
         ({"minibatches": PROBLEM.data, "batch_size": 50.0}, "an integer between 1"),
         ({"dims": {"z": ["a"]}}, "dims names"),
         ({"dims": {"x": ["a", "b"]}}, "names 2 dimensions"),
+        ({"dims": {"x": ["draw"]}}, "uses .'draw'.*rename"),
+        ({"dims": {"x": ["x"]}}, "uses .'x'.*rename"),
         ({"dims": {"x": ["a"]}, "coords": {"a": [1, 2]}}, "2 entries, but .* length 5"),
         (
             {

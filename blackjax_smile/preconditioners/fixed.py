@@ -120,7 +120,7 @@ def as_preconditioner(inverse_mass_matrix: Any) -> Preconditioner:
     Raises
     ------
     ValueError
-        If it has another shape, or is not positive (definite).
+        If it has another shape, is not finite, or not positive (definite).
     """
     if isinstance(inverse_mass_matrix, LowRankInverseMassMatrix):
         sigma, U, lam = map(jnp.asarray, inverse_mass_matrix)
@@ -129,6 +129,8 @@ def as_preconditioner(inverse_mass_matrix: Any) -> Preconditioner:
                 "A LowRankInverseMassMatrix needs sigma of shape (d,), U of shape (d, k) and "
                 f"lam of shape (k,); got {sigma.shape}, {U.shape} and {lam.shape}."
             )
+        _check_positive(sigma, "sigma of the LowRankInverseMassMatrix")
+        _check_positive(lam, "lam of the LowRankInverseMassMatrix")
         return LowRankPreconditioner(sigma, U, jnp.sqrt(lam))
     if isinstance(inverse_mass_matrix, Preconditioner):
         return inverse_mass_matrix
@@ -144,7 +146,7 @@ def as_preconditioner(inverse_mass_matrix: Any) -> Preconditioner:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.float32)
     if array.ndim < 2:
-        _check(array, bool_fn=lambda a: bool(np.all(a > 0)), what="positive")
+        _check_positive(array, "inverse_mass_matrix")
         scale = jnp.sqrt(array)
         return FlatDiagonalPreconditioner(scale) if array.ndim else ScalarPreconditioner(scale)
     if array.ndim == 2 and array.shape[0] == array.shape[1]:
@@ -163,6 +165,16 @@ def _check(array: Array, bool_fn, what: str) -> None:
     """Raise if a concrete array fails a test; a traced one cannot be looked at."""
     if not isinstance(array, jax.core.Tracer) and not bool_fn(np.asarray(array)):
         raise ValueError(f"inverse_mass_matrix must be {what}.")
+
+
+def _check_positive(array: Array, name: str) -> None:
+    """Raise, with the first number that is wrong, unless all are positive and finite."""
+    if isinstance(array, jax.core.Tracer):
+        return
+    values = np.asarray(array)
+    wrong = values[~(np.isfinite(values) & (values > 0))]
+    if wrong.size:
+        raise ValueError(f"{name} must be positive and finite, got {wrong[0]}.")
 
 
 def check_dimension(preconditioner: Preconditioner, position: ArrayTree) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from blackjax.types import ArrayTree
 
 from blackjax_smile.running.sources import HostSource
@@ -47,7 +48,6 @@ class Prefetcher:
         self.stopping = threading.Event()
         self.thread: threading.Thread | None = None
         self.block: DeviceBlock | None = None
-        self.start_position: Any = None
 
     def start(self, gradient: int, position: dict | None) -> None:
         """Begin at a gradient; ``position`` is what `position_at` returned there."""
@@ -63,13 +63,22 @@ class Prefetcher:
             is_last = False
             while first < self.num_gradients and not is_last and not self.stopping.is_set():
                 position = self.source.position()
-                minibatches, count = self.source.read(first, self.length)
-                is_last = count < self.length
-                placed = self.put(minibatches) if count else None
+                # What comes after the run's end may be short or broken, and is not needed.
+                wanted = min(self.length, self.num_gradients - first)
+                minibatches, count = self.source.read(first, wanted)
+                is_last = count < wanted
+                placed = self.put(self._padded(minibatches, count)) if count else None
                 self._hand_over(DeviceBlock(placed, first, count, position, is_last))
                 first += count
         except BaseException as error:
             self._hand_over(error)
+
+    def _padded(self, minibatches: ArrayTree, count: int) -> ArrayTree:
+        """Return a short block in the shape that the program is compiled for."""
+        if count == self.length:
+            return minibatches
+        at = np.minimum(np.arange(self.length), count - 1)
+        return jax.tree.map(lambda leaf: leaf[at], minibatches)
 
     def _hand_over(self, item: Any) -> None:
         while not self.stopping.is_set():
