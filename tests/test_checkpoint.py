@@ -198,7 +198,9 @@ def wrapped(values, wrap):
 def test_what_a_model_closes_over_tells_runs_apart(wrap):
     """Also where it was jitted: the inner program keeps its constants."""
     mean, other = jnp.arange(3.0), jnp.array([0.0, 1.0, 3.0])
-    programs = [fingerprint._program(wrapped(x, wrap), jnp.ones(3)) for x in (mean, mean, other)]
+    programs = [
+        fingerprint.program_digest(wrapped(x, wrap), jnp.ones(3)) for x in (mean, mean, other)
+    ]
     assert programs[0] == programs[1] != programs[2]
 
 
@@ -247,7 +249,7 @@ def test_a_terminal_does_not_make_another_run(monkeypatch):
     """On a terminal, and in notebooks, JAX prints programs in colour."""
 
     def program():
-        return fingerprint._program(lambda x: 2 * x, jnp.ones(3))
+        return fingerprint.program_digest(lambda x: 2 * x, jnp.ones(3))
 
     plain = program()
     monkeypatch.setattr("jax._src.pretty_printer.CAN_USE_COLOR", True)

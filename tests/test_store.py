@@ -213,3 +213,15 @@ def test_paths_are_taken_at_their_word(tmp_path, in_memory, monkeypatch):
     ]:
         with pytest.raises(ValueError, match=message):
             sample(**paths)
+
+
+def test_the_names_of_a_resumed_run_are_those_of_its_store(tmp_path):
+    store = tmp_path / "run.zarr"
+    names = {"dims": {"x": ["parameter"]}, "coords": {"parameter": [*"abcde"]}}
+    sample(store, num_samples=10, **names)
+    result = sample(store, num_samples=20)
+    for data in (result.to_arviz(), result.to_arviz(attrs={"of": "both"})):
+        assert data["posterior"]["x"].dims == ("chain", "draw", "parameter")
+        assert list(data["posterior"]["parameter"].values) == [*"abcde"]
+    with pytest.raises(ValueError, match=r"has them as \['parameter'\]"):
+        sample(store, num_samples=30, dims={"x": ["other"]})

@@ -15,7 +15,7 @@ from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
 from blackjax_smile.sgmcmc.smile import SmileInfo, SmileState
 
-__all__ = ["Record", "StepHistory", "run_on_device", "run_on_host"]
+__all__ = ["Record", "StepHistory", "history_row", "run_on_device", "run_on_host"]
 
 
 class StepHistory(NamedTuple):
@@ -64,7 +64,7 @@ def run_on_device(
         state, history = carry
         key, batch_key = jax.random.split(jax.random.fold_in(step_key, i))
         new, info = adaptation.step(key, state, minibatch_fn(batch_key))
-        row = _history_row(state, info)
+        row = history_row(state, info)
         return new, jax.tree.map(lambda xs, x: xs.at[i].set(x), history, row)
 
     # One loop body for windows of any length: it is compiled once.
@@ -121,7 +121,7 @@ def run_on_host(
         for _ in range(length):
             step_rng, _ = jax.random.split(jax.random.fold_in(step_key, i))
             new, info = step(step_rng, state, next(batches))
-            rows.append(_history_row(state, info))
+            rows.append(history_row(state, info))
             state, i = new, i + 1
         state, window_info = end_window(key, state, left)
         windows.append(window_info)
@@ -134,7 +134,8 @@ def run_on_host(
     )
 
 
-def _history_row(state: AdaptationState, info: SmileInfo) -> StepHistory:
+def history_row(state: AdaptationState, info: SmileInfo) -> StepHistory:
+    """Return what is kept of a step; ``state`` is that before it."""
     return StepHistory(
         state.step_size.step_size, info.deflection, info.energy_change, info.is_divergent
     )

@@ -5,18 +5,17 @@ import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import blackjax
 import jax
 import jax.numpy as jnp
 from blackjax.adaptation.base import AdaptationResults
 from blackjax.base import AdaptationAlgorithm
-from blackjax.mcmc.integrators import isokinetic_mclachlan
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile._averaging import check_averages
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.drive import Record, StepHistory, run_on_device, run_on_host
+from blackjax_smile.adaptation.full_batch import adapt_full_batch
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS, Pool, check_axis
 from blackjax_smile.adaptation.schedule import Schedule, build_schedule
 from blackjax_smile.adaptation.setup import AdaptationOptions, build_adaptation, check_algorithm
@@ -24,7 +23,6 @@ from blackjax_smile.adaptation.state import WindowInfo
 from blackjax_smile.minibatch import check_no_data_set, check_random
 from blackjax_smile.minibatch_gradient import checked_scalar
 from blackjax_smile.preconditioners.base import PreconditionerEstimator
-from blackjax_smile.sgmcmc import smile
 
 __all__ = ["SmileAdaptationInfo", "smile_adaptation"]
 
@@ -51,16 +49,6 @@ class SmileAdaptationInfo(NamedTuple):
     windows: WindowInfo
     steps: StepHistory
     averages: Array
-
-
-class FullBatchAdaptationInfo(NamedTuple):
-    """What the warmup did on a full-batch log-density.
-
-    num_integration_steps
-        Number of steps that BlackJAX's tuner took, of two gradients each.
-    """
-
-    num_integration_steps: Array
 
 
 def smile_adaptation(
@@ -191,14 +179,14 @@ def smile_adaptation(
 
     @functools.cache
     def adapt_on_device(schedule: Schedule) -> Callable:
-        return jitted(_adapt_on_device, setting, schedule, minibatch_fn)
+        return jitted(_adapt_on_device, setting, schedule, minibatch_fn, anew=True)
 
     def run(rng_key: PRNGKey, position: ArrayLikeTree, num_steps: int = 2000):
         position = _tree.as_float_tree(position)
         schedule = build_schedule(num_steps)
         check_axis(options.pool.axis)
         if minibatch_fn is None:
-            return _adapt_full_batch(rng_key, position, checked_scalar(logdensity_fn), num_steps)
+            return adapt_full_batch(rng_key, position, checked_scalar(logdensity_fn), num_steps)
         # What is wrong with the position is said before the model is called with it.
         jax.eval_shape(lambda: algorithm.init(position, logdensity_fn, rng_key))
         if callable(minibatch_fn):
@@ -224,7 +212,7 @@ def smile_adaptation(
 
 
 class _Setting(NamedTuple):
-    """What is adapted, and how; equal settings share one compilation."""
+    """What is adapted, and how."""
 
     init: Callable
     build_kernel: Callable
@@ -260,34 +248,6 @@ def _adapt(
 def _adapt_on_device(setting, schedule, minibatch_fn, rng_key, position):
     minibatch = jax.eval_shape(minibatch_fn, rng_key)
     return _adapt(setting, schedule, rng_key, position, minibatch, run_on_device, minibatch_fn)
-
-
-def _adapt_full_batch(rng_key, position, logdensity_fn, num_steps: int):
-    """Tune `smile` on a full-batch log-density by BlackJAX's tuner of MCLMC."""
-    dtypes = {leaf.dtype for leaf in jax.tree.leaves(position)}
-    if dtypes - {jnp.zeros(()).dtype}:
-        raise ValueError(
-            "BlackJAX's tuner of MCLMC, which adapts a full-batch log-density, takes positions of "
-            f"{jnp.zeros(()).dtype} alone (as jax_enable_x64 says); got "
-            f"{sorted(map(str, dtypes))}. Cast the position."
-        )
-    init_key, tune_key = jax.random.split(rng_key)
-    # Three phases of 0.3, the second of which the tuner lengthens by a third.
-    state, tuned, taken = blackjax.mclmc_find_L_and_step_size(
-        blackjax.mclmc.build_kernel(integrator=isokinetic_mclachlan),
-        num_steps,
-        blackjax.mclmc.init(position, logdensity_fn, init_key),
-        tune_key,
-        logdensity_fn=logdensity_fn,
-        frac_tune1=0.3,
-        frac_tune2=0.3,
-        frac_tune3=0.3,
-    )
-    # Any key will do, and the caller's are used up: the momentum is replaced by the tuner's.
-    sampler = smile.init(position, logdensity_fn, jax.random.key(0), isokinetic_mclachlan)
-    sampler = sampler._replace(**state._asdict())
-    parameters = {**tuned._asdict(), "integrator": isokinetic_mclachlan}
-    return AdaptationResults(sampler, parameters), FullBatchAdaptationInfo(taken)
 
 
 def _check_moved(info: SmileAdaptationInfo, results: AdaptationResults, start: ArrayTree) -> None:

@@ -44,6 +44,8 @@ class Model(NamedTuple):
         Of one chain.
     impl
         Of the random keys.
+    digests
+        Of what the functions compute, by name: a variable that they read may have changed.
     """
 
     logdensity_fn: Callable
@@ -54,6 +56,7 @@ class Model(NamedTuple):
     minibatch: Shapes
     minibatches: MinibatchGetter
     impl: str
+    digests: tuple[tuple[str, str], ...]
 
     def collect_named(self, position: ArrayTree) -> dict[str, Array]:
         """Return what is kept, by name."""

@@ -13,6 +13,7 @@ from blackjax_smile.minibatch import MinibatchSampler
 from blackjax_smile.running.compiled import Model, Programs, Shapes, compile_programs
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import Chains, init_chains
+from blackjax_smile.running.fingerprint import program_digest
 from blackjax_smile.running.prefetch import Prefetcher
 from blackjax_smile.running.programs import Keys, MinibatchGetter
 from blackjax_smile.running.settings import Settings
@@ -64,11 +65,12 @@ class Engine:
         self.sampler: MinibatchSampler | None = None
         if callable(source):
             self.example = jax.eval_shape(source, rng_key)
-            minibatch_fn: Callable | None = source
-            if isinstance(source, MinibatchSampler):
-                self.sampler, minibatch_fn = placement.replicate(source), None
+            is_sampler = isinstance(source, MinibatchSampler)
+            if is_sampler:
+                self.sampler = placement.replicate(source)
             # Chain, then rows.
-            getter = MinibatchGetter(minibatch_fn, False, False, placement.spread(1))
+            spread = placement.spread(1)
+            getter = MinibatchGetter(None if is_sampler else source, False, False, spread)
         else:
             self.example = source.example()
             getter = MinibatchGetter(None, True, shared, placement.spread(0 if shared else 1))
@@ -80,6 +82,14 @@ class Engine:
                 1 if shared else local.stop - local.start,
             )
         first = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), positions)
+        #: Of what the functions compute.
+        self.digests = {
+            "logdensity_fn": program_digest(logdensity_fn, first, self.example),
+            "collect": program_digest(collect, first),
+        }
+        minibatch_fn = getter.minibatch_fn
+        if minibatch_fn is not None:
+            self.digests["minibatch_fn"] = program_digest(minibatch_fn, rng_key)
         model = Model(
             logdensity_fn,
             collect,
@@ -89,6 +99,7 @@ class Engine:
             Shapes.of(self.example),
             getter,
             impl,
+            tuple(self.digests.items()),
         )
         self.programs: Programs = remembered(compile_programs, placement, model)
 

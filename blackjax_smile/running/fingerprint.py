@@ -10,7 +10,14 @@ import numpy as np
 from blackjax.types import ArrayTree, PRNGKey
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-__all__ = ["FIRST_MINIBATCH", "differences", "digest", "fingerprint", "run_id"]
+__all__ = [
+    "FIRST_MINIBATCH",
+    "differences",
+    "digest",
+    "fingerprint",
+    "program_digest",
+    "run_id",
+]
 
 #: What may differ, with a warning: an iterable without a seed is no reason not to go on.
 FIRST_MINIBATCH = "first minibatch"
@@ -23,21 +30,21 @@ def fingerprint(
     *,
     rng_key: PRNGKey,
     positions: ArrayTree,
-    logdensity_fn: Callable,
-    collect: Callable,
-    minibatches: str | Callable,
+    logdensity_fn: str,
+    collect: str,
+    minibatches: str,
     example: ArrayTree,
     rows: ArrayTree,
     adapted: ArrayTree,
     first_minibatch: str | None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return a JSON description of a run, everything its draws depend on."""
+    """Return a JSON description of a run, everything its draws depend on.
+
+    Functions are given by their `program_digest`.
+    """
     from blackjax_smile import __version__  # not at the top: the package imports this module
 
-    position = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), positions)
-    if callable(minibatches):
-        minibatches = "function " + _program(minibatches, rng_key)
     return {
         "blackjax_smile version": __version__,
         "jax version": jax.__version__,
@@ -48,8 +55,8 @@ def fingerprint(
         "minibatch (shapes and dtypes)": _shapes(example),
         "minibatches": minibatches,
         FIRST_MINIBATCH: first_minibatch,
-        "logdensity_fn": _program(logdensity_fn, position, example),
-        "collect": _program(collect, position),
+        "logdensity_fn": logdensity_fn,
+        "collect": collect,
         "draws (shapes and dtypes)": _shapes(rows),
         "preconditioner (shapes and dtypes)": _shapes(adapted),
         **settings,
@@ -80,9 +87,10 @@ def _shapes(tree: ArrayTree) -> str:
     return ", ".join(parts)
 
 
-def _program(function: Callable, *arguments: Any) -> str:
-    """Return a digest of what a function computes, its constants included."""
-    traced = jax.make_jaxpr(function)(*arguments)
+def program_digest(function: Callable, *arguments: Any) -> str:
+    """Return a digest of what a function computes now, its constants included."""
+    # By another function each time: JAX remembers what it traced, global variables may change.
+    traced = jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments)
     # In colour on a terminal, unless told; and functions inside with where they lie in memory.
     text = re.sub(r"0x[0-9a-f]+", "", traced.jaxpr.pretty_print(use_color=False))
     return digest(_constants(traced), text.encode())

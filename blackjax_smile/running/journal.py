@@ -263,6 +263,12 @@ class Journal:
             return
         name = run_id(self.description)
         if resume.num_draws:
+            for variable, names in dims.items():
+                if (stored := draws.dims[variable]) != list(names):
+                    raise UserInputError(
+                        f"dims names the axes of {variable} {list(names)}, but {draws.path} has "
+                        f"them as {stored}. Pass these, or none."
+                    )
             if draws.num_draws > resume.num_draws:
                 draws.truncate(resume.num_draws)
         elif (found := draws.run_id) == name and draws.num_draws and resume.adapted is None:

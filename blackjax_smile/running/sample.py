@@ -19,7 +19,7 @@ from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import STATISTICS
 from blackjax_smile.running.engine import Engine
-from blackjax_smile.running.fingerprint import fingerprint
+from blackjax_smile.running.fingerprint import fingerprint, program_digest
 from blackjax_smile.running.journal import Journal, MemoryDraws
 from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
@@ -132,7 +132,8 @@ def sample(
     Returns
     -------
     A `SampleResult` with the draws (``.to_arviz()``, ``.positions``), the
-    statistics, the adapted parameters and the final states.
+    statistics, the adapted parameters and the final states. A second call for the same functions
+    and shapes compiles nothing, whatever its data are.
 
     Raises
     ------
@@ -150,8 +151,9 @@ def sample(
     -----
     UserWarning
         For chains whose adaptation failed, by index; the others go on. For chains that
-        were still on their way to the posterior when the warmup ended. For an iterable whose
-        minibatches come in epochs, if fewer than four chains take turns.
+        were still on their way to the posterior when the warmup ended. For many rejected steps.
+        For an iterable whose minibatches come in epochs, if fewer than four chains take turns,
+        and for one whose first minibatch is not that of the run which is resumed.
 
     Examples
     --------
@@ -207,9 +209,11 @@ def sample(
         description = fingerprint(
             rng_key=rng_key,
             positions=positions,
-            logdensity_fn=logdensity_fn,
-            collect=kept,
-            minibatches=source if callable(source) else source.description,
+            logdensity_fn=engine.digests["logdensity_fn"],
+            collect=engine.digests["collect"],
+            minibatches="function " + program_digest(source, rng_key)
+            if callable(source)
+            else source.description,
             example=engine.example,
             rows=kept.rows,
             first_minibatch=None if placement.is_distributed else first_digest,
@@ -242,8 +246,9 @@ def sample(
         statistics={name: draws.read("sample_stats", name) for name in STATISTICS},
         store=draws.path,
         treedef=kept.treedef,
-        dims=kept.dims,
-        coords=kept.coords,
+        # A resumed run's are those of its store.
+        dims=draws.dims if isinstance(draws, DrawStore) else kept.dims,
+        coords=draws.coords if isinstance(draws, DrawStore) else kept.coords,
     )
 
 

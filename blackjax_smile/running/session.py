@@ -58,6 +58,14 @@ class Kept:
             raise ValueError(
                 f"dims names {sorted(unknown)}, but what is kept of a draw is {self.names}."
             )
+        for name, names in self.dims.items():
+            if taken := sorted({"chain", "draw", *leaves} & set(names)):
+                raise ValueError(
+                    f"dims[{name!r}] uses {taken}, the names of other axes or of variables: "
+                    "rename them."
+                )
+            if len(set(names)) < len(names):
+                raise ValueError(f"dims[{name!r}] names two axes alike: {list(names)}.")
         if reserved := {"chain", "draw"} & set(leaves):
             raise ValueError(f"ArviZ keeps the names 'chain' and 'draw': rename {reserved}.")
         for name, names in self.dims.items():

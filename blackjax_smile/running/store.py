@@ -148,6 +148,21 @@ class DrawStore:
         self._publish()
 
     @property
+    def dims(self) -> dict[str, list[str]]:
+        """Names of the axes of what is kept, after chain and draw."""
+        group = self._open("r")["posterior"]
+        return {
+            name: list(group[name].metadata.dimension_names[2:]) for name in self.rows["posterior"]
+        }
+
+    @property
+    def coords(self) -> dict[str, np.ndarray]:
+        """Values along the axes that have some."""
+        group = self._open("r")["posterior"]
+        names = dict.fromkeys(name for names in self.dims.values() for name in names)
+        return {name: group[name][...] for name in names if name in group}
+
+    @property
     def num_draws(self) -> int:
         """Draws that every variable holds; none if the making of the store was cut short."""
         group = self._open("r")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
 
-from blackjax_smile.adaptation.drive import StepHistory
+from blackjax_smile.adaptation.drive import StepHistory, history_row
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, Probe, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
@@ -79,9 +79,7 @@ class Warmup(NamedTuple):
             batches = self.minibatches(both[:, 1], gradient, block)
             axes = (0, 0, self.minibatches.axis)
             new, info = jax.vmap(self.adaptation.step, axes)(both[:, 0], state, batches)
-            row = StepHistory(
-                state.step_size.step_size, info.deflection, info.energy_change, info.is_divergent
-            )
+            row = history_row(state, info)
             return new, jax.tree.map(lambda xs, x: xs.at[:, i].set(x), history, row)
 
         state, steps = jax.lax.fori_loop(start, stop, body, (carry.adaptation, carry.steps))
