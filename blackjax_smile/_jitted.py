@@ -16,18 +16,23 @@ __all__ = ["MAX_PROGRAMS", "jitted", "remembered"]
 #: The programs used last are kept, and with them what their functions close over, a data set.
 MAX_PROGRAMS = 32
 
+#: Stands for an array among the static arguments.
+ARRAY = object()
 
-def jitted(function: Callable, *static: Any) -> Callable:
+
+def jitted(function: Callable, *static: Any, anew: bool = False) -> Callable:
     """Return ``function(*static, ...)`` jitted, the same one for equal static arguments.
 
+    Unless it is to be made ``anew``: what functions read of global variables may have changed.
     The data of a `MinibatchSampler` among them are arguments of the program: constants would be
     copied several times while it is compiled, and be kept with it.
     """
     leaves, treedef = jax.tree.flatten(static, _is_static)
     is_array = [isinstance(leaf, jax.Array) for leaf in leaves]
     arrays = [leaf for leaf, found in zip(leaves, is_array, strict=True) if found]
-    others = tuple(None if found else leaf for leaf, found in zip(leaves, is_array, strict=True))
-    return functools.partial(remembered(_jit, function, treedef, others), arrays)
+    others = tuple(ARRAY if found else leaf for leaf, found in zip(leaves, is_array, strict=True))
+    program = (_jit if anew else functools.partial(remembered, _jit))(function, treedef, others)
+    return functools.partial(program, arrays)
 
 
 def _is_static(value: Any) -> bool:
@@ -37,7 +42,7 @@ def _is_static(value: Any) -> bool:
 def _jit(function: Callable, treedef: Any, others: tuple) -> Callable:
     def program(arrays, *args):
         rest = iter(arrays)
-        leaves = [next(rest) if leaf is None else leaf for leaf in others]
+        leaves = [next(rest) if leaf is ARRAY else leaf for leaf in others]
         return function(*jax.tree.unflatten(treedef, leaves), *args)
 
     return jax.jit(program)

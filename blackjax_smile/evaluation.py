@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
@@ -66,7 +67,7 @@ def accuracy(probabilities: Array, labels: Array) -> Array:
     probabilities
         Of the classes, shape ``(rows, classes)``: the mean over the draws.
     labels
-        Number of each row's class, shape ``(rows,)``.
+        Number of each row's class, from 0, shape ``(rows,)``.
 
     Returns
     -------
@@ -75,7 +76,7 @@ def accuracy(probabilities: Array, labels: Array) -> Array:
     Raises
     ------
     ValueError
-        If the labels are not one number for each row.
+        If the labels are not one number for each row, or known and no class's number.
 
     Examples
     --------
@@ -95,6 +96,12 @@ def _is_right(probabilities: Array, labels: Array) -> Array:
             f"{jnp.shape(labels)} for probabilities of shape {jnp.shape(probabilities)}."
         )
     probabilities = jnp.asarray(probabilities)
+    if not _tree.is_traced(labels):
+        # By NumPy: JAX would trace what is computed from a constant of a jitted function.
+        values, last = np.asarray(labels), probabilities.shape[-1] - 1
+        wrong = values[~((values >= 0) & (values <= last))]
+        if wrong.size:
+            raise ValueError(f"labels must be 0 to {last}, got {wrong[0]}.")
     # Of numbers that are none the first would be the largest.
     known = ~jnp.any(jnp.isnan(probabilities), axis=-1)
     return known & (jnp.argmax(probabilities, axis=-1) == jnp.asarray(labels))
@@ -161,7 +168,7 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     probabilities
         Of the classes, shape ``(rows, classes)``: the mean over the draws.
     labels
-        Number of each row's class, shape ``(rows,)``.
+        Number of each row's class, from 0, shape ``(rows,)``.
     num_bins
         Number of bins between 0 and 1; a bin includes its upper edge.
 
@@ -172,7 +179,7 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     Raises
     ------
     ValueError
-        If the labels are not one number for each row.
+        If the labels are not one number for each row, or known and no class's number.
 
     Examples
     --------

@@ -22,6 +22,9 @@ MAX_CATEGORY_SHARE = 0.5
 #: Integers with at most so many values are taken for classes.
 MAX_CLASSES = 10
 
+#: A column of text with more values is told: it may be a date or a name, and is many features.
+MANY_CATEGORIES = 20
+
 #: Shares of the rows for training and validation; the rest is the test set.
 SHARES = (0.7, 0.1)
 
@@ -83,7 +86,8 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
     Parameters
     ----------
     frame
-        A `pandas.DataFrame`.
+        A `pandas.DataFrame`; names of columns that are no text, integers for one, are
+        made text.
     target
         Name of the column to predict.
     task
@@ -96,6 +100,7 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
     UserInputError
         For a table that cannot be used, with what to do about it.
     """
+    frame, target = frame.rename(columns=str), str(target)
     _check(frame, target)
     features = frame.drop(columns=target)
     notes = []
@@ -150,7 +155,13 @@ def _moments(columns: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
 
 
 def _check(frame: Any, target: str) -> None:
-    columns = [str(column) for column in frame.columns]
+    columns = list(frame.columns)
+    twice = [repr(name) for name in frame.columns[frame.columns.duplicated()].unique()]
+    if twice:
+        raise UserInputError(
+            f"More than one column is named {_listed(twice)} (spaces around a name do not count). "
+            "Rename them."
+        )
     if target not in columns:
         raise UserInputError(f"There is no column {target!r}. The table has: {_listed(columns)}.")
     if len(columns) < 2:
@@ -236,6 +247,8 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
                 f"rows (e.g. {str(values[0])!r}): a name, or numbers with something in between. "
                 "Drop or clean it."
             )
+        if len(values) > MANY_CATEGORIES:
+            notes.append(f"{name!r}: text, {len(values)} categories, a feature each")
         for value in sorted(values, key=str):
             encoded = f"{name}={value}"
             if encoded in columns or encoded in frame.columns:

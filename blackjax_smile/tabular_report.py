@@ -175,16 +175,18 @@ def _predictions(table: Table, means: Means, draws: np.ndarray, observed: np.nda
     """Return a data frame of the test rows: observed, predicted, and how surely."""
     import pandas
 
-    frame = pandas.DataFrame({"row": table.test_rows, "observed": observed})
+    columns = {"row": table.test_rows, "observed": observed}
     if table.task == "classification":
         classes = np.asarray(table.classes, dtype=object)
         mean = np.asarray(means.draws)
-        frame["observed"], frame["predicted"] = classes[observed], classes[mean.argmax(axis=1)]
-        columns = {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
-        return frame.assign(**columns)
-    low, middle, high = _interval(draws)
-    mean = in_units(table, means.draws)
-    return frame.assign(predicted=middle, **{"mean": mean, "5 %": low, "95 %": high})
+        columns |= {"observed": classes[observed], "predicted": classes[mean.argmax(axis=1)]}
+        columns |= {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
+    else:
+        low, middle, high = _interval(draws)
+        mean = in_units(table, means.draws)
+        columns |= {"predicted": middle, "mean": mean, "5 %": low, "95 %": high}
+    # At once: a column at a time leaves one of many classes fragmented, and pandas warns.
+    return pandas.DataFrame(columns)
 
 
 def _interval(draws: np.ndarray) -> np.ndarray:

@@ -33,6 +33,26 @@ def test_a_column_of_labels_is_refused(function):
         getattr(evaluation, function)(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([[0], [1]]))
 
 
+@pytest.mark.parametrize(
+    "function", ["accuracy", "calibration_curve", "expected_calibration_error"]
+)
+def test_labels_that_are_no_class_are_refused(function):
+    """Counted from 1, as in R: no row would be right."""
+    score = getattr(evaluation, function)
+    probabilities = jnp.eye(3)
+    for labels, label in (([1, 2, 3], "3"), ([0, -1, 2], "-1"), ([0, 1, np.nan], "nan")):
+        for array in (np.array(labels), jnp.array(labels)):
+            with pytest.raises(ValueError, match=f"labels must be 0 to 2, got {label}"):
+                score(probabilities, array)
+    labels = jnp.array([0, 1, 1])
+    expected = score(probabilities, labels)
+    for found in (
+        jax.jit(score)(probabilities, labels),
+        jax.jit(lambda p: score(p, labels))(probabilities),
+    ):
+        jax.tree.map(np.testing.assert_allclose, found, expected)
+
+
 def test_scores_of_numbers_that_are_none_or_few_digits():
     nan = jnp.full((4, 3), jnp.nan)
     assert evaluation.accuracy(nan, jnp.array([0, 0, 1, 2])) == 0

@@ -3,6 +3,8 @@
 Warnings of the libraries themselves are not ours to fix: see ``filterwarnings``.
 """
 
+import operator
+
 import blackjax
 import jax
 import jax.numpy as jnp
@@ -37,13 +39,18 @@ def flax_nnx():
     rngs = nnx.Rngs(0)
     model = nnx.Sequential(nnx.Linear(NUM_FEATURES, HIDDEN, rngs=rngs), nnx.relu,
                            nnx.Linear(HIDDEN, 1, rngs=rngs))  # fmt: skip
+    return taken_apart(nnx, model)
+
+
+def taken_apart(nnx, model):
     graph, parameters, rest = nnx.split(model, nnx.Param, ...)
     position = nnx.to_pure_dict(parameters)
 
     def apply(position, x):
-        state = jax.tree.map(lambda x: x, parameters)
+        # Copies: the module may change what it is made of, as its random state.
+        state, others = (jax.tree.map(lambda x: x, part) for part in (parameters, rest))
         nnx.replace_by_pure_dict(state, position)
-        return nnx.merge(graph, state, rest)(x)
+        return nnx.merge(graph, state, others)(x)
 
     return position, apply
 
@@ -105,6 +112,35 @@ def test_a_network_of_each_library(library):
         BATCH,
     )
     assert np.all(np.isfinite(predictions))
+
+
+def test_an_nnx_module_that_uses_random_state():
+    """A recurrent network draws its first carry, in `eval` as well; dropout is off there."""
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Recurrent(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(nnx.GRUCell(NUM_FEATURES, HIDDEN, rngs=rngs))
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+            self.out = nnx.Linear(HIDDEN, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(self.dropout(self.rnn(x[None])[0, -1]))
+
+    model = Recurrent(nnx.Rngs(0))
+    model.eval()
+    position, apply = taken_apart(nnx, model)
+    batch = (jnp.broadcast_to(BATCH[0][:, None], (20, 5, NUM_FEATURES)), BATCH[1])
+    with jax.numpy_rank_promotion("allow"):  # flax adds its biases
+        value_and_grad = jax.jit(jax.value_and_grad(gaussian_logdensity(apply)))
+        value, gradient = value_and_grad(position, batch)
+        again, _ = value_and_grad(position, batch)
+        outputs = jnp.stack([model(x)[0] for x in batch[0]])
+    squares = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(position))
+    exact = -0.5 * squares - 0.5 * DATA_SIZE * jnp.mean(((BATCH[1] - outputs) / 0.1) ** 2)
+    np.testing.assert_allclose(value, exact, rtol=1e-4)
+    assert value == again
+    assert all(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(gradient))
 
 
 def test_batch_norm_with_frozen_statistics():
@@ -213,6 +249,72 @@ def test_numpyro_scales_what_depends_on_the_rows(likelihood):
         np.testing.assert_allclose(found, exact + loglikelihood, rtol=1e-5)
 
 
+def assert_estimate_is_unbiased(model, rows, size):
+    """The mean over minibatches is the density of all rows, whose first ones were the example."""
+    from numpyro.infer.util import potential_energy
+
+    from blackjax_smile.interop import numpyro_logdensity
+
+    parts = [slice(first, first + size) for first in range(0, len(rows[0]), size)]
+    batches = [jax.tree.map(operator.itemgetter(part), rows) for part in parts]
+    program = numpyro_logdensity(model, len(rows[0]), batches[0])
+    for key in jax.random.split(jax.random.key(1), 3):
+        position = program.init_fn(key)
+        exact = -potential_energy(model, (rows,), {}, position)
+        found = np.mean([program.logdensity_fn(position, batch) for batch in batches])
+        np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def test_numpyro_rows_of_a_kind_that_the_example_lacks():
+    """Sorted by status, as censored times often are: the sum of the others is zero there."""
+    numpyro = pytest.importorskip("numpyro")
+    t = jnp.asarray(np.random.default_rng(1).exponential(size=320), jnp.float32)
+    event = jnp.arange(320) < 64
+
+    def model(rows):
+        t, event = rows
+        rate = numpyro.sample("rate", numpyro.distributions.LogNormal(0.0, 1.0))
+        numpyro.factor("events", jnp.sum(jnp.where(event, jnp.log(rate) - rate * t, 0.0)))
+        numpyro.factor("censored", jnp.sum(jnp.where(event, 0.0, -rate * t)))
+
+    assert_estimate_is_unbiased(model, (t, event), 64)
+
+
+def test_numpyro_prior_of_the_rows_shape_or_variance():
+    """Neither makes a factor of the parameters one of the rows."""
+    numpyro = pytest.importorskip("numpyro")
+    from blackjax_smile.interop import numpyro_logdensity
+
+    dist = numpyro.distributions
+
+    def model(rows):
+        (y,) = rows
+        b = numpyro.sample("b", dist.Normal(0, jnp.std(y) / len(y)))
+        numpyro.factor("ridge", -5 * jnp.mean(jnp.full_like(y, 3.0)) * b**2)
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    y = jnp.asarray(np.random.default_rng(3).normal(size=100), jnp.float32)
+    program = numpyro_logdensity(model, 1000, (y,))
+    norm = jax.scipy.stats.norm.logpdf
+    exact = norm(0.3, 0, jnp.std(y) / 100) - 15 * 0.3**2 + 10 * jnp.sum(norm(y, 0.3))
+    np.testing.assert_allclose(program.logdensity_fn({"b": 0.3}, (y,)), exact, rtol=1e-5)
+
+
+def test_numpyro_means_over_the_rows_are_not_scaled():
+    """Of 100 rows: twice over, their mean differs in its last digit."""
+    numpyro = pytest.importorskip("numpyro")
+    dist = numpyro.distributions
+
+    def model(rows):
+        y, other = rows
+        b = numpyro.sample("b", dist.Normal(0, 1))
+        numpyro.factor("mean", 1000 * jnp.mean(dist.Normal(b, 1.0).log_prob(other)))
+        numpyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    rows = jnp.asarray(np.random.default_rng(2).normal(size=(2, 1000)), jnp.float32)
+    assert_estimate_is_unbiased(model, tuple(rows), 100)
+
+
 def test_numpyro_supports_that_depend_on_another_site():
     """The density is NumPyro's own, at every start that the prior gives."""
     numpyro = pytest.importorskip("numpyro")
@@ -261,6 +363,11 @@ def test_numpyro_programs_that_cannot_be_sampled():
         low = numpyro.sample("low", dist.Uniform(-5.0, jnp.min(y)))
         numpyro.sample("y", dist.Uniform(low, 10.0), obs=y)
 
+    def prior_with_some_rows(y):
+        z = numpyro.sample("z", dist.Normal(0, 1))
+        numpyro.factor("both", jnp.sum(jnp.where(y > 99, z, 0.0)) - z**2)
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
     def subsampled(y):
         z = numpyro.sample("z", dist.Normal(0, 1))
         with numpyro.plate("rows", 100, subsample_size=len(y)):
@@ -268,6 +375,7 @@ def test_numpyro_programs_that_cannot_be_sampled():
 
     for model, message in (
         (subsampled, r"plates \['rows'\] have a subsample_size"),
+        (prior_with_some_rows, r"\['both'\] are computed from the rows, but have one value"),
         (support_of_rows, r"supports of the sites \['low'\] depend on the rows"),
         (discrete, "Discrete sites"),
         (local, "a variable for each row"),

@@ -31,7 +31,7 @@ def test_whitened_path():
 @pytest.mark.parametrize(
     ("natural", "noise", "anisotropy", "expected"),
     [
-        (10.0, 100.0, 0.0, 1 / 0.09),  # weak white noise: the posterior's own length
+        (10.0, 100.0, 0.0, 1 / (1 / 15 - 0.01)),  # weak white noise: the posterior's own length
         (100.0, 10.0, 0.0, np.inf),  # strong white noise refreshes the momentum itself
         (100.0, 20.0, 0.2, 25.0),  # 20 / (4 * 0.2): it outweighs the anisotropy
         (100.0, 20.0, 2.0, 20 / 1.5),  # at most 1.5 times as much as the noise turns

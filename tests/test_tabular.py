@@ -10,7 +10,7 @@ from blackjax_smile.arviz_export import import_arviz
 from blackjax_smile.errors import UserInputError
 from blackjax_smile.tabular import guess_task, prepare_table
 from blackjax_smile.tabular_file import read_table
-from blackjax_smile.tabular_report import in_units
+from blackjax_smile.tabular_report import Means, _predictions, in_units
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -124,6 +124,23 @@ def test_a_category_that_another_column_is_named_after():
     assert "'code=10'" in refused(make_frame().assign(code=codes))
 
 
+def test_names_that_spaces_alone_tell_apart(tmp_path):
+    frame = make_frame().assign(**{"size ": 1.5, "kind ": "a"})
+    frame.to_csv(tmp_path / "table.csv", index=False)
+    assert "named 'size', 'kind' (spaces" in refused(read_table(tmp_path / "table.csv"))
+
+
+def test_names_that_are_no_text():
+    frame = make_frame()
+    numbered = frame.rename(columns={"size": 0, "kind": 1, "price": 2})
+    for target in ("2", 2):
+        table = prepare_table(numbered, target)
+        assert table.features == ("0", "1=a", "1=b", "1=c")
+        np.testing.assert_array_equal(table.train[0], prepare_table(frame, "price").train[0])
+    assert "'1 of the columns'" in refused(numbered, "1 of the columns")
+    assert "named '0'" in refused(numbered.assign(**{"0": 1.0}), "2")
+
+
 @pytest.mark.parametrize("size", [5, 6, 7, 10])
 def test_the_smallest_classes_are_in_every_part(size):
     frame = pandas.DataFrame({"x": np.arange(12.0 * size), "y": np.repeat([*"abcdefghijkl"], size)})
@@ -192,6 +209,60 @@ def test_the_output_folder_is_looked_at_before_the_fit(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "exists" in captured.err
     assert "trained" not in captured.out
+
+
+@pytest.mark.parametrize(
+    ("header", "notes"),
+    [
+        ("id,size,kind,price", []),
+        ("size,kind,price", ["rows have one value more than the header: the first was taken"]),
+        ("kind,price", ["rows have 2 values more than the header: the first were taken"]),
+        ("kind,size,kind,price", ["2 columns are named 'kind': the later ones"]),
+    ],
+)
+def test_what_is_made_of_the_header_is_told(header, notes, tmp_path, monkeypatch, capsys):
+    from blackjax_smile import tabular_fit
+
+    def stop(*args):
+        raise UserInputError("here")
+
+    monkeypatch.setattr(tabular_fit, "build_network", stop)
+    frame = make_frame()
+    frame.insert(0, "id", np.arange(300) % 7)
+    text = header + frame.to_csv(index=False).removeprefix("id,size,kind,price")
+    arguments = ["--data", str(write(tmp_path / "table.csv", text)), "--target", "price"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(notes) + 1  # that the task is guessed
+    for line, note in zip(printed, notes, strict=False):
+        assert note in line
+
+
+@pytest.mark.parametrize("name", ["price", " price "])
+def test_two_columns_named_as_the_target(name, tmp_path, capsys):
+    text = make_frame().to_csv(index=False).replace("size", name, 1)
+    arguments = ["--data", str(write(tmp_path / "table.csv", text)), "--target", "price"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    assert "2 columns are named 'price', the target" in capsys.readouterr().err
+
+
+def test_text_that_becomes_many_features_is_told():
+    frame = make_frame().assign(when=[f"day {i % 60}" for i in range(300)])
+    notes = prepare_table(frame, "price").notes
+    assert "'when': text, 60 categories, a feature each" in notes
+    assert not any("'kind'" in note for note in notes)
+
+
+def test_predictions_of_many_classes():
+    """Columns added one at a time would make pandas warn of a fragmented frame."""
+    frame = pandas.DataFrame({"x": np.arange(1000.0), "y": [f"k{i % 200}" for i in range(1000)]})
+    table = prepare_table(frame, "y")
+    labels = np.asarray(table.test[1])
+    mean = np.full((len(labels), 200), 1 / 200)
+    predictions = _predictions(table, Means(mean, mean), np.zeros(0), labels)
+    assert list(predictions.columns[:4]) == ["row", "observed", "predicted", "probability of k0"]
+    assert predictions.shape == (200, 203)
+    assert predictions["observed"].tolist() == frame["y"].iloc[table.test_rows].tolist()
 
 
 def test_constant_columns_are_left_out_and_new_categories_told():

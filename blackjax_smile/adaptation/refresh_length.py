@@ -24,6 +24,11 @@ __all__ = [
     "update_path",
 ]
 
+#: Where the noise is weak the momentum is forgotten over this many natural lengths. With control
+#: variates, b2mean and b2var of four regressions: 0.00071 and 0.00095 at 1, 0.00051 and 0.00091 at
+#: 1.5, 0.00034 and 0.00113 at 2.5.
+PERSISTENCE = 1.5
+
 #: The refresh outweighs the anisotropic part of the gradient noise this many times,
 DOMINANCE = 4.0
 
@@ -130,15 +135,16 @@ def choose_length(
 
     .. math::
 
-        \frac{1}{L} = \max\left(\frac{1}{L_{nat}} - \frac{1}{L_{eff}},
+        \frac{1}{L} = \max\left(\frac{1}{1.5\,L_{nat}} - \frac{1}{L_{eff}},
             \frac{\min(4 a, \rho)}{L_{eff}}\right) .
 
     The refresh supplies what the gradient noise lacks to turn the momentum once
-    over :math:`L_{nat}`, and outweighs the noise's anisotropy :math:`a` (what of it is
+    over :math:`1.5\,L_{nat}`, and outweighs the noise's anisotropy :math:`a` (what of it is
     significant, as a short window shows some of any noise), within :math:`\rho` = ``most``.
     Where the noise is white and strong neither needs a refresh, which would only slow the
     chain: :math:`L = \infty`. A length that is not known (NaN) asks for none.
     """
-    rates = jnp.stack([1 / natural - 1 / noise, jnp.minimum(DOMINANCE * anisotropy, most) / noise])
+    lacking = 1 / (PERSISTENCE * natural) - 1 / noise
+    rates = jnp.stack([lacking, jnp.minimum(DOMINANCE * anisotropy, most) / noise])
     rate = jnp.max(jnp.where(jnp.isfinite(rates) & (rates > 0), rates, 0))
     return jnp.maximum(1 / rate, MIN_STEPS * step_size)
