@@ -102,8 +102,8 @@ def to_arviz(
     ------
     ValueError
         If the leading axes differ, or nothing shows whether there is one chain or
-        several; for two variables of one name and ``dims`` of an unknown one; for a
-        `blackjax_smile.SampleResult`, which has a method for it.
+        several; for two variables of one name and ``dims`` of an unknown one; for a group that
+        is no dict; for a `blackjax_smile.SampleResult`, which has a method for it.
 
     Examples
     --------
@@ -135,11 +135,11 @@ def to_arviz(
     # A NamedTuple's field; a dict with a variable "position" is a position itself.
     position = state.position if hasattr(state, "position") else state
     groups = {"posterior": _named_leaves(position, var_name)}
-    groups["log_likelihood"] = _arrays(log_likelihood)
-    groups["posterior_predictive"] = _arrays(posterior_predictive)
+    groups["log_likelihood"] = _arrays(log_likelihood, "log_likelihood")
+    groups["posterior_predictive"] = _arrays(posterior_predictive, "posterior_predictive")
     groups["sample_stats"] = statistics
     groups = _with_chain_axis(groups, chain_axis)
-    groups["observed_data"] = _arrays(observed_data)
+    groups["observed_data"] = _arrays(observed_data, "observed_data")
     groups = {name: variables for name, variables in groups.items() if variables}
 
     _check_names(groups, dims)
@@ -157,7 +157,12 @@ def _to_numpy(leaf: Any) -> np.ndarray:
     return array
 
 
-def _arrays(variables: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+def _arrays(variables: Mapping[str, Any] | None, group: str) -> dict[str, np.ndarray]:
+    if not isinstance(variables, Mapping | None):
+        raise ValueError(
+            f"{group} must be a dict of arrays by the names of their variables, such as "
+            f"{group}={{'y': array}}, got a {type(variables).__name__}."
+        )
     return {str(name): _to_numpy(leaf) for name, leaf in (variables or {}).items()}
 
 

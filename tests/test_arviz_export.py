@@ -314,6 +314,12 @@ def test_mismatches_are_errors(history):
         to_arviz(states._replace(position={}), infos)
 
 
+@pytest.mark.parametrize("group", ["log_likelihood", "posterior_predictive", "observed_data"])
+def test_a_group_that_is_no_dict(history, group):
+    with pytest.raises(ValueError, match=rf"{group} must be a dict .*\{{'y': array\}}"):
+        to_arviz(*history, **{group: np.zeros((NUM_CHAINS, NUM_DRAWS, 7))})
+
+
 def test_a_result_has_a_method_of_its_own():
     result = blackjax_smile.SampleResult(*[None] * len(blackjax_smile.SampleResult._fields))
     with pytest.raises(ValueError, match=r"got a SampleResult.*result\.to_arviz\(\)"):
