@@ -58,7 +58,6 @@ class TestSampler:
         with pytest.raises(ValueError, match=message):
             blackjax_smile.minibatch_sampler(data, batch_size)
 
-
     def test_randomness_of_the_host_is_an_error(self):
         """It would be drawn once, when the program is compiled."""
         X, y = np.ones((50, 2), np.float32), np.ones(50, np.float32)

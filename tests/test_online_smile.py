@@ -319,8 +319,9 @@ class TestErrors:
         ("kwargs", "message"),
         [
             ({"step_size": None}, "needs the step_size"),
-            ({"step_size": 0.0}, "step_size must be positive, got 0.0"),
+            ({"step_size": 0.0}, "step_size must be positive and finite, got 0.0"),
             ({"step_size": np.nan}, "step_size must be positive"),
+            ({"step_size": np.inf}, "step_size must be positive and finite"),
             ({"L": -1.0}, "L must be positive"),
             ({"adaption_prob": 1.5}, r"adaption_prob must be in \[0, 1\], got 1.5"),
             ({"adaption_strength": 1.0}, r"adaption_strength must be in \[0, 1\)"),

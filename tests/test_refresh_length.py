@@ -197,6 +197,4 @@ def test_natural_length_is_that_of_the_posterior(num_steps):
     F = np.asarray(parameters["inverse_mass_matrix"].factor, np.float64)
     whitened = np.linalg.solve(F, np.linalg.cholesky(problem.posterior[1]))
     # Its deviation over seeds is 0.07.
-    np.testing.assert_allclose(
-        info.windows.natural_length[-1], np.linalg.norm(whitened), rtol=0.25
-    )
+    np.testing.assert_allclose(info.windows.natural_length[-1], np.linalg.norm(whitened), rtol=0.25)

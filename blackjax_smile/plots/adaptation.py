@@ -61,7 +61,7 @@ def plot_adaptation(
     thinning
         Number of steps from one draw to the next, as it was given to
         `sample_ensemble` or `sample`. A draw's deflection is the arithmetic mean over
-        these steps: the band narrows, and the line lies a little above the geometric
+        those that were accepted: the band narrows, and the line lies a little above the geometric
         mean of the steps, which is what has a target.
     axes
         Three Matplotlib axes; None: new ones.

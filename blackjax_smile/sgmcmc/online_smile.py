@@ -264,7 +264,7 @@ def _check(step_size, adaption_prob, adaption_strength, reset_prob, smoothing_fa
     if step_size is None:
         raise ValueError("online_smile needs the step_size of the first step.")
     ranges = {
-        "step_size": (step_size, lambda x: x > 0, "positive"),
+        "step_size": (step_size, lambda x: (x > 0) & np.isfinite(x), "positive and finite"),
         "L": (L, lambda x: x > 0, "positive"),
         "adaption_prob": (adaption_prob, lambda x: (x >= 0) & (x <= 1), "in [0, 1]"),
         "adaption_strength": (adaption_strength, lambda x: (x >= 0) & (x < 1), "in [0, 1)"),
