@@ -268,7 +268,6 @@ def test_rows_that_few_minibatches_inform(columns):
     keys = jax.random.split(jax.random.key(9), 40_000)
     whitened = jax.vmap(lambda key: jnp.mean(preconditioner.whiten(noise_fn(key)) ** 2, axis=1))
     variance = jax.lax.map(whitened, keys.reshape(40, -1)).mean(axis=(0, 1))
-    assert preconditioner.left[0].level < 0.01
     assert preconditioner.left[0].level < 0.002
     # The size of an event is that of a chi-square of as many degrees of freedom as columns.
     assert 0.05 < np.min(variance) < np.max(variance) < 4
