@@ -207,8 +207,7 @@ class Journal:
                 bad[step] = "its record cannot be read"
                 continue
             changed = differences(record["run"], self.description)
-            if changed.pop(FIRST_MINIBATCH, None):
-                warnings.warn(OTHER_MINIBATCHES, stacklevel=2)
+            other_minibatches = changed.pop(FIRST_MINIBATCH, None)
             if changed:
                 raise UserInputError(
                     f"The checkpoint in {self.folder} is of another run:\n  "
@@ -216,6 +215,8 @@ class Journal:
                     + "\nPass what it was started with, or choose new paths for store and "
                     "checkpoint."
                 )
+            if other_minibatches:
+                warnings.warn(OTHER_MINIBATCHES, stacklevel=2)
             if record["num_draws"] and isinstance(self.draws, DrawStore):
                 self._check_store(self.draws, record["num_draws"])
             try:
