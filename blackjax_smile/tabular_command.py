@@ -1,14 +1,11 @@
 """The command line on a user's own table: ``python -m blackjax_smile --data table.csv``."""
 
-import collections
 import pathlib
-from typing import Any
 
 from blackjax_smile import tabular, tabular_fit, tabular_report
 from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
 from blackjax_smile.command_options import check_options
-from blackjax_smile.errors import UserInputError
-from blackjax_smile.tabular_file import read_table
+from blackjax_smile.tabular_file import check_header, read_table
 
 __all__ = ["run"]
 
@@ -44,33 +41,6 @@ def run(
     say(tabular_report.report(table, network, fit, options, means))
     for path in tabular_report.save(table, network, fit, means, output, options.seed):
         say(f"wrote {path}")
-
-
-def check_header(path: pathlib.Path, frame: Any, target: str) -> list[str]:
-    """Return what pandas has made of a header, a line each; raise if it has two targets."""
-    import pandas
-
-    # As it was written: of columns of one name pandas renames the later ones.
-    header = pandas.read_csv(
-        path, header=None, nrows=1, dtype=str, keep_default_na=False, skipinitialspace=True
-    )
-    counts = collections.Counter(str(name).strip() for name in header.iloc[0])
-    twice = [name for name, count in counts.items() if name and count > 1]
-    if target in twice:
-        raise UserInputError(
-            f"{counts[target]} columns are named {target!r}, the target. Rename or drop the others."
-        )
-    notes = [
-        f"{counts[name]} columns are named {name!r}: the later ones got a number ({name}.1, ...)"
-        for name in twice
-    ]
-    if not frame.index.equals(pandas.RangeIndex(len(frame))):
-        more = frame.index.nlevels
-        longer, first = (
-            ("one value", "first was") if more == 1 else (f"{more} values", "first were")
-        )
-        notes.append(f"rows have {longer} more than the header: the {first} taken for row names")
-    return notes
 
 
 def say(line: str) -> None:

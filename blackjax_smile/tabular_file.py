@@ -1,12 +1,13 @@
 """Reading a user's comma-separated table, and saying what is wrong with one that is not."""
 
+import collections
 import pathlib
 import warnings
 from typing import Any
 
 from blackjax_smile.errors import UserInputError
 
-__all__ = ["read_table"]
+__all__ = ["check_header", "read_table"]
 
 #: What other programs separate columns by.
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -41,6 +42,33 @@ def read_table(path: pathlib.Path) -> Any:
                     f"{name}. Save it separated by commas, with decimal points."
                 )
     return frame
+
+
+def check_header(path: pathlib.Path, frame: Any, target: str) -> list[str]:
+    """Return what pandas has made of a header, a line each; raise if it has two targets."""
+    import pandas
+
+    # As it was written: of columns of one name pandas renames the later ones.
+    header = pandas.read_csv(
+        path, header=None, nrows=1, dtype=str, keep_default_na=False, skipinitialspace=True
+    )
+    counts = collections.Counter(str(name).strip() for name in header.iloc[0])
+    twice = [name for name, count in counts.items() if name and count > 1]
+    if target in twice:
+        raise UserInputError(
+            f"{counts[target]} columns are named {target!r}, the target. Rename or drop the others."
+        )
+    notes = [
+        f"{counts[name]} columns are named {name!r}: the later ones got a number ({name}.1, ...)"
+        for name in twice
+    ]
+    if not frame.index.equals(pandas.RangeIndex(len(frame))):
+        more = frame.index.nlevels
+        longer, first = (
+            ("one value", "first was") if more == 1 else (f"{more} values", "first were")
+        )
+        notes.append(f"rows have {longer} more than the header: the {first} taken for row names")
+    return notes
 
 
 def _read(path: pathlib.Path) -> Any:
