@@ -45,7 +45,7 @@ class Model(NamedTuple):
     impl
         Of the random keys.
     digests
-        Of what the functions compute, by name: a variable that they read may have changed.
+        Of what the functions compute: a variable that they read may have changed.
     """
 
     logdensity_fn: Callable
@@ -56,7 +56,7 @@ class Model(NamedTuple):
     minibatch: Shapes
     minibatches: MinibatchGetter
     impl: str
-    digests: tuple[tuple[str, str], ...]
+    digests: tuple[str, ...]
 
     def collect_named(self, position: ArrayTree) -> dict[str, Array]:
         """Return what is kept, by name."""

@@ -82,14 +82,18 @@ class Engine:
                 1 if shared else local.stop - local.start,
             )
         first = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), positions)
-        #: Of what the functions compute.
+        #: What the functions compute and where minibatches come from, for a run's fingerprint.
         self.digests = {
             "logdensity_fn": program_digest(logdensity_fn, first, self.example),
             "collect": program_digest(collect, first),
+            "minibatches": "function " + program_digest(source, rng_key)
+            if callable(source)
+            else source.description,
         }
-        minibatch_fn = getter.minibatch_fn
-        if minibatch_fn is not None:
-            self.digests["minibatch_fn"] = program_digest(minibatch_fn, rng_key)
+        # Minibatches that are an argument of the programs are no part of them.
+        compiled = ["logdensity_fn", "collect"] + ["minibatches"] * (
+            getter.minibatch_fn is not None
+        )
         model = Model(
             logdensity_fn,
             collect,
@@ -99,7 +103,7 @@ class Engine:
             Shapes.of(self.example),
             getter,
             impl,
-            tuple(self.digests.items()),
+            tuple(self.digests[name] for name in compiled),
         )
         self.programs: Programs = remembered(compile_programs, placement, model)
 

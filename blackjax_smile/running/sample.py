@@ -19,7 +19,7 @@ from blackjax_smile.preconditioners.base import PreconditionerEstimator
 from blackjax_smile.running.devices import Placement
 from blackjax_smile.running.drawing import STATISTICS
 from blackjax_smile.running.engine import Engine
-from blackjax_smile.running.fingerprint import fingerprint, program_digest
+from blackjax_smile.running.fingerprint import fingerprint
 from blackjax_smile.running.journal import Journal, MemoryDraws
 from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
@@ -209,11 +209,7 @@ def sample(
         description = fingerprint(
             rng_key=rng_key,
             positions=positions,
-            logdensity_fn=engine.digests["logdensity_fn"],
-            collect=engine.digests["collect"],
-            minibatches="function " + program_digest(source, rng_key)
-            if callable(source)
-            else source.description,
+            **engine.digests,
             example=engine.example,
             rows=kept.rows,
             first_minibatch=None if placement.is_distributed else first_digest,
