@@ -8,6 +8,7 @@ from blackjax.types import ArrayTree
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
+from blackjax_smile._sharding import automatic
 from blackjax_smile.minibatch import data_size
 
 __all__ = ["check_positions"]
@@ -15,7 +16,7 @@ __all__ = ["check_positions"]
 
 def check_positions(positions: Any) -> tuple[ArrayTree, int]:
     """Return the positions as arrays, and the number of chains, their leading axis."""
-    positions = _tree.as_float_tree(positions)
+    positions = automatic(_tree.as_float_tree(positions))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(positions)]
     single = "For a single chain: jax.tree.map(lambda x: x[None], position)."
     try:

@@ -6,6 +6,7 @@ all draws of a block of rows (`by_rows`).
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree
 from blackjax_smile import _tree
 from blackjax_smile._checks import positive_integer
 from blackjax_smile._jitted import jitted
+from blackjax_smile._sharding import automatic
 from blackjax_smile.minibatch import data_size
 
 __all__ = [
@@ -68,9 +70,10 @@ def flat_draws(positions: ArrayLikeTree) -> tuple[ArrayTree, tuple[int, int]]:
         raise ValueError(f"There is no draw: the leading axes (chain, draw) are {(chains, draws)}.")
 
     def flatten(leaf):
-        return jnp.reshape(leaf, (chains * draws, *jnp.shape(leaf)[2:]))
+        # As an array first: the draws of a store are not yet.
+        return jnp.reshape(jnp.asarray(leaf), (chains * draws, *jnp.shape(leaf)[2:]))
 
-    return jax.tree.map(flatten, positions), (chains, draws)
+    return jax.tree.map(flatten, automatic(positions)), (chains, draws)
 
 
 def _row_indices(num_rows: int, block: int) -> Array:
@@ -157,23 +160,28 @@ def _by_rows(fn, of_block, blocks: Blocks, positions, data):
     )
 
 
-def by_rows_on_host(fn: Callable, positions: Any, data: Any, blocks: Blocks) -> np.ndarray:
+def by_rows_on_host(fn: Callable, positions: Any, data: Any, blocks: Blocks) -> Any:
     """Return the values of all draws on all rows, collected in host memory."""
     data = _as_arrays(data)
     num_rows = data_size(data)
-    indices = _row_indices(num_rows, min(blocks.rows, num_rows))
+    block = min(blocks.rows, num_rows)
     evaluate = jitted(_values, fn, blocks.draws)
-    out: np.ndarray | None = None
-    for block, index in enumerate(indices):
+
+    def empty(values: np.ndarray) -> np.ndarray:
+        return np.empty((values.shape[0], num_rows, *values.shape[2:]), values.dtype)
+
+    def put(out: np.ndarray, values: np.ndarray, first: int) -> None:
+        part = out[:, first : first + block]
+        part[...] = values[:, : part.shape[1]]
+
+    out: Any = None
+    for i, index in enumerate(_row_indices(num_rows, block)):
         rows = jax.tree.map(lambda x, index=index: x[index], data)
         with _axes_in_errors(positions, data):
-            values = np.asarray(evaluate(positions, rows))
+            values = jax.device_get(evaluate(positions, rows))
         if out is None:
-            out = np.empty((values.shape[0], num_rows, *values.shape[2:]), values.dtype)
-        start = block * values.shape[1]
-        stop = min(start + values.shape[1], num_rows)
-        out[:, start:stop] = values[:, : stop - start]
-    assert out is not None
+            out = jax.tree.map(empty, values)
+        jax.tree.map(functools.partial(put, first=i * block), out, values)
     return out
 
 
@@ -197,7 +205,7 @@ def _axes_in_errors(positions: ArrayTree, data: ArrayTree) -> Iterator[None]:
 
 def _as_arrays(data: ArrayLikeTree) -> ArrayTree:
     data_size(data)  # raises if there is no common leading axis
-    return jax.tree.map(jnp.asarray, data)
+    return jax.tree.map(jnp.asarray, automatic(data))
 
 
 def init_mean(values: ArrayTree) -> tuple[Array, ArrayTree]:

@@ -102,8 +102,9 @@ def to_arviz(
     ------
     ValueError
         If the leading axes differ, or nothing shows whether there is one chain or
-        several; for two variables of one name and ``dims`` of an unknown one; for a group that
-        is no dict; for a `blackjax_smile.SampleResult`, which has a method for it.
+        several; for two variables of one name, ``dims`` of an unknown one and ``coords`` of an
+        unknown dimension; for infos that are none, and a group that is no dict; for a
+        `blackjax_smile.SampleResult`, which has a method for it.
 
     Examples
     --------
@@ -128,7 +129,10 @@ def to_arviz(
             "method, result.to_arviz(), which takes further groups as well."
         )
     state = states.state if isinstance(states, ScheduledState) else states
+    _check_history(state, infos)
     statistics = _statistics(infos, state)
+    if not isinstance(chain_axis, bool | None):
+        raise ValueError(f"chain_axis must be True, False or None, got {chain_axis!r}.")
     if chain_axis is None:
         chain_axis = _has_chain_axis(states, state, statistics)
 
@@ -144,6 +148,12 @@ def to_arviz(
 
     _check_names(groups, dims)
     data = _from_groups(groups, dims, coords)
+    unknown = set(coords or {}).difference(*(data[group].dims for group in groups))
+    if unknown:
+        raise ValueError(
+            f"coords names {sorted(unknown)}, but no variable has such a dimension: dims gives the "
+            "names, dims={'x': ['parameter']}."
+        )
     _set_attributes(data, groups, attrs)
     return data
 
@@ -171,6 +181,19 @@ def _named_leaves(position: ArrayLikeTree, var_name: str) -> dict[str, np.ndarra
     if not named:
         raise ValueError("The states hold no array: there is no position to export.")
     return {name: _to_numpy(leaf) for name, leaf in named.items()}
+
+
+def _check_history(state: Any, infos: Any) -> None:
+    """Raise for infos that are none, and for states that are infos."""
+    is_info = hasattr(state, "energy_change") and not hasattr(state, "position")
+    has_fields = hasattr(infos, "_fields") or not isinstance(infos, tuple | list | Mapping)
+    if is_info or not has_fields:
+        given = f"{type(state).__name__} and {type(infos).__name__}"
+        raise ValueError(
+            "to_arviz(states, infos) takes the history of the states, or of the positions, and "
+            f"that of the infos as the sampler returns them; got {given}. Of sample_ensemble's "
+            "(states, (positions, infos)) it is to_arviz(positions, infos)."
+        )
 
 
 def _statistics(infos: Any, state: Any) -> dict[str, np.ndarray]:
@@ -252,6 +275,9 @@ def _check_names(
     unknown = set(dims or {}) - names
     if unknown:
         raise ValueError(f"dims names {sorted(unknown)}, but the variables are {sorted(names)}.")
+    for name, value in (dims or {}).items():
+        if isinstance(value, str):
+            raise ValueError(f"dims[{name!r}] must be a list such as [{value!r}], got {value!r}.")
 
 
 def _from_groups(

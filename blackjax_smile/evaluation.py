@@ -3,6 +3,7 @@ r"""How good predictions are: scores of what `blackjax_smile.prediction` returns
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
@@ -20,6 +21,10 @@ __all__ = [
     "lppd",
     "rmse",
 ]
+
+
+#: By which probabilities in half precision may be above 1.
+ROUND_OFF = 0.01
 
 
 def lppd(
@@ -115,7 +120,7 @@ def rmse(predictions: Array, targets: Array) -> Array:
     predictions
         The mean over the draws, shape ``(rows, ...)``.
     targets
-        Of the same shape.
+        Of the same shape. Differences of NumPy arrays are taken in float64.
 
     Returns
     -------
@@ -133,15 +138,30 @@ def rmse(predictions: Array, targets: Array) -> Array:
     >>> round(float(rmse(jnp.array([1.0, 2.0]), jnp.array([1.0, 4.0]))), 3)
     1.414
     """
-    predictions, targets = jnp.asarray(predictions), jnp.asarray(targets)
-    if predictions.shape != targets.shape:
+    if jnp.shape(predictions) != jnp.shape(targets):
         raise ValueError(
-            f"predictions and targets differ in shape: {predictions.shape} and {targets.shape}."
+            f"predictions and targets differ in shape: {jnp.shape(predictions)} and "
+            f"{jnp.shape(targets)}."
         )
-    # Squares of integers overflow, sums of half precision stand still.
-    predictions, targets = (x.astype(_tree.accumulation_dtype(x)) for x in (predictions, targets))
-    errors = predictions - targets
+    # Squares of integers overflow, sums of half precision stand still; large numbers, such as
+    # times, differ by less than float32 resolves.
+    if isinstance(predictions, jax.Array) or isinstance(targets, jax.Array):
+        both = (jnp.asarray(x) for x in (predictions, targets))
+        predictions, targets = (x.astype(_tree.accumulation_dtype(x)) for x in both)
+        errors = predictions - targets
+    else:
+        errors = jnp.asarray(np.asarray(predictions, float) - np.asarray(targets, float))
     return jnp.sqrt(jnp.mean(errors**2))
+
+
+def _check_probabilities(name: str, values: Any) -> None:
+    """Raise for known numbers beyond 0 and 1 by more than round-off; NaN makes its result NaN."""
+    if _tree.is_traced(values):
+        return
+    values = np.asarray(values)
+    wrong = values[(values < -ROUND_OFF) | (values > 1 + ROUND_OFF)]
+    if wrong.size:
+        raise ValueError(f"{name} must be between 0 and 1, got {wrong[0]}.")
 
 
 class CalibrationCurve(NamedTuple):
@@ -179,7 +199,8 @@ def calibration_curve(probabilities: Array, labels: Array, num_bins: int = 15) -
     Raises
     ------
     ValueError
-        If the labels are not one number for each row, or known and no class's number.
+        If the labels are not one number for each row, or known and no class's number; for
+        known numbers that are no probabilities, as logits are none.
 
     Examples
     --------
@@ -202,6 +223,7 @@ def _binned(probabilities: Array, labels: Array, num_bins: int) -> tuple[Array, 
     """Return for each bin its rows, the sum of their confidences, and how many are right."""
     num_bins = positive_integer("num_bins", num_bins)
     correct = _is_right(probabilities, labels)
+    _check_probabilities("probabilities", probabilities)
     confidence = jnp.max(jnp.asarray(probabilities), axis=-1)
     confidence = confidence.astype(_tree.accumulation_dtype(confidence))
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -264,12 +286,13 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     Returns
     -------
     Shares in the shape of ``levels``; each equals its level if the predictions
-    are calibrated, and is below it if they are too sure.
+    are calibrated, and is below it if they are too sure. NaN if the transform of a row is.
 
     Raises
     ------
     ValueError
-        If a level is not between 0 and 1, or there is more than one number for each row.
+        If a level or a known number of the transform is not between 0 and 1, or there is more
+        than one number for each row.
 
     Examples
     --------
@@ -281,11 +304,13 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     levels = jnp.asarray(levels)
     if not _tree.is_traced(levels) and not jnp.all((levels >= 0) & (levels <= 1)):
         raise ValueError(f"levels must be between 0 and 1, got {levels}.")
+    _check_probabilities("probability_transform", probability_transform)
     distance = 2 * jnp.abs(jnp.asarray(probability_transform) - 0.5)
     if distance.ndim != 1:
         raise ValueError(
             f"probability_transform must have the shape (rows,), got {distance.shape}. Of several "
             "outputs take one after another."
         )
-    inside = jnp.expand_dims(distance, range(1, levels.ndim + 1)) <= levels[None]
-    return jnp.mean(inside, axis=0)
+    distance = jnp.expand_dims(distance, range(1, levels.ndim + 1))
+    # Of what is no number nobody knows whether it is inside.
+    return jnp.mean(jnp.where(jnp.isnan(distance), jnp.nan, distance <= levels[None]), axis=0)

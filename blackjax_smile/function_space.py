@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
+from blackjax_smile import _tree
 from blackjax_smile._streaming import Blocks, by_rows, flat_draws
 
 __all__ = ["PredictionDiagnostics", "prediction_diagnostics"]
 
 
 class PredictionDiagnostics(NamedTuple):
-    """Convergence of predictions; every field leads with the rows.
+    """Convergence of predictions; every field leads with the rows, a tree if the prediction is one.
 
     rhat
         Rank-normalised split R-hat over all chains, the between-chain view.
@@ -34,14 +35,14 @@ class PredictionDiagnostics(NamedTuple):
         The same of each chain by itself, shape ``(rows, ..., chains)``.
     """
 
-    rhat: Array
-    rhat_within: Array
-    ess: Array
-    ess_within: Array
+    rhat: ArrayTree
+    rhat_within: ArrayTree
+    ess: ArrayTree
+    ess_within: ArrayTree
 
 
 def prediction_diagnostics(
-    fn: Callable[[ArrayTree, Any], Array],
+    fn: Callable[[ArrayTree, Any], ArrayTree],
     positions: ArrayLikeTree,
     data: ArrayLikeTree,
     *,
@@ -61,7 +62,7 @@ def prediction_diagnostics(
     Parameters
     ----------
     fn
-        ``(position, row) -> prediction``, a scalar or an array of any shape.
+        ``(position, row) -> prediction``, a scalar, an array of any shape or a tree of some.
     positions
         Draws, leaves of leading axes ``(chain, draw)``, at least 8 draws.
     data
@@ -110,7 +111,13 @@ class _Diagnose:
     num_chains: int
     num_draws: int
 
-    def __call__(self, values: Array) -> PredictionDiagnostics:
+    def __call__(self, values: ArrayTree) -> PredictionDiagnostics:
+        leaves, treedef = jax.tree.flatten(values)
+        fields = zip(*map(self._of_leaf, leaves), strict=True)
+        return PredictionDiagnostics(*(jax.tree.unflatten(treedef, field) for field in fields))
+
+    def _of_leaf(self, values: Array) -> PredictionDiagnostics:
+        values = values.astype(_tree.accumulation_dtype(values))
         values = values.reshape(self.num_chains, self.num_draws, *values.shape[1:])
 
         # A quantity at a time: BlackJAX squeezes axes of length one away.

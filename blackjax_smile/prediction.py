@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
@@ -140,14 +141,14 @@ def log_predictive_density(
 
 def predictive_quantiles(
     rng_key: PRNGKey,
-    sample_fn: Callable[[PRNGKey, ArrayTree, Any], Array],
+    sample_fn: Callable[[PRNGKey, ArrayTree, Any], ArrayTree],
     positions: ArrayLikeTree,
     data: ArrayLikeTree,
     probabilities: Any,
     *,
     batch_size: int = 256,
     draw_batch_size: int = 16,
-) -> Array:
+) -> ArrayTree:
     """Return quantiles of the posterior predictive distribution of each row.
 
     Parameters
@@ -155,7 +156,7 @@ def predictive_quantiles(
     rng_key
         Key of the predictive draws.
     sample_fn
-        ``(rng_key, position, row) -> predictive draw`` of the row.
+        ``(rng_key, position, row) -> predictive draw`` of the row, an array or a tree of some.
     positions, data, batch_size, draw_batch_size
         See `predictive_mean`.
     probabilities
@@ -163,7 +164,7 @@ def predictive_quantiles(
 
     Returns
     -------
-    Array of shape ``(q, rows, ...)``.
+    What ``sample_fn`` returns, its leaves of shape ``(q, rows, ...)``.
 
     Raises
     ------
@@ -188,7 +189,8 @@ def predictive_quantiles(
         raise ValueError(f"probabilities must be between 0 and 1, got {probabilities}.")
     keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
-    return jnp.moveaxis(by_rows(keyed, _Quantiles(probabilities), draws, indexed, blocks), 1, 0)
+    quantiles = by_rows(keyed, _Quantiles(probabilities), draws, indexed, blocks)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), quantiles)
 
 
 def log_likelihood(
@@ -228,18 +230,18 @@ def log_likelihood(
     """
     draws, leading = flat_draws(positions)
     values = by_rows_on_host(loglikelihood_fn, draws, data, Blocks.of(batch_size, draw_batch_size))
-    return values.reshape(*leading, *values.shape[1:])
+    return _by_chains(values, leading)
 
 
 def posterior_predictive(
     rng_key: PRNGKey,
-    sample_fn: Callable[[PRNGKey, ArrayTree, Any], Array],
+    sample_fn: Callable[[PRNGKey, ArrayTree, Any], ArrayTree],
     positions: ArrayLikeTree,
     data: ArrayLikeTree,
     *,
     batch_size: int = 256,
     draw_batch_size: int = 16,
-) -> np.ndarray:
+) -> Any:
     """Return one posterior predictive draw of each row under each draw.
 
     Parameters
@@ -247,14 +249,14 @@ def posterior_predictive(
     rng_key
         Key of the predictive draws.
     sample_fn
-        ``(rng_key, position, row) -> predictive draw`` of the row.
+        ``(rng_key, position, row) -> predictive draw`` of the row, an array or a tree of some.
     positions, data, batch_size, draw_batch_size
         See `predictive_mean`.
 
     Returns
     -------
-    NumPy array of shape ``(chain, draw, row, ...)``, in host memory; the device
-    holds ``batch_size`` rows of it at a time.
+    What ``sample_fn`` returns, NumPy arrays of shape ``(chain, draw, row, ...)`` in host
+    memory; the device holds ``batch_size`` rows of them at a time.
 
     Raises
     ------
@@ -273,8 +275,12 @@ def posterior_predictive(
     _, leading = flat_draws(positions)
     keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
-    values = by_rows_on_host(keyed, draws, indexed, blocks)
-    return values.reshape(*leading, *values.shape[1:])
+    return _by_chains(by_rows_on_host(keyed, draws, indexed, blocks), leading)
+
+
+def _by_chains(values: Any, leading: tuple[int, int]) -> Any:
+    """Return the draws of all chains with their two axes."""
+    return jax.tree.map(lambda x: x.reshape(*leading, *x.shape[1:]), values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,7 +289,10 @@ class _Quantiles:
 
     probabilities: tuple[float, ...]
 
-    def __call__(self, values: Array) -> Array:
+    def __call__(self, values: ArrayTree) -> ArrayTree:
+        return jax.tree.map(self._of_leaf, values)
+
+    def _of_leaf(self, values: Array) -> Array:
         values = values.astype(_tree.accumulation_dtype(values))  # of counts and classes, too
         quantiles = jnp.quantile(values, jnp.asarray(self.probabilities, values.dtype), axis=0)
         return jnp.moveaxis(quantiles, 0, 1)

@@ -326,10 +326,29 @@ def test_a_result_has_a_method_of_its_own():
         to_arviz(result)
 
 
+@pytest.mark.parametrize("kind", ["ensemble", "dict", "swapped"])
+def test_infos_that_are_none(history, kind):
+    states, infos = history
+    given = {
+        # Of sample_ensemble's result, without taking it apart.
+        "ensemble": (jax.tree.map(lambda leaf: leaf[:, 0], states), (states.position, infos)),
+        "dict": (states.position, infos._asdict()),
+        "swapped": (infos, states),
+    }
+    with pytest.raises(ValueError, match=r"it is to_arviz\(positions, infos\)"):
+        to_arviz(*given[kind], chain_axis=None if kind == "ensemble" else True)
+
+
 def test_bad_names_are_errors(history):
     states, infos = history
     with pytest.raises(ValueError, match=r"\['weigths'\].*'weights'"):
         to_arviz(states, infos, dims={"weigths": ["feature"]})
+    with pytest.raises(ValueError, match=r"dims\['bias'\] must be a list such as \['unit'\]"):
+        to_arviz(states, infos, dims={"bias": "unit"})
+    with pytest.raises(ValueError, match=r"coords names \['unit'\], but no variable"):
+        to_arviz(states, infos, coords={"unit": [1, 2]})
+    with pytest.raises(ValueError, match="chain_axis must be True, False or None, got 'chain'"):
+        to_arviz(states, infos, chain_axis="chain")
     leaf = states.position["bias"]
     with pytest.raises(ValueError, match=r"'a\.b'"):
         to_arviz(states._replace(position={"a": {"b": leaf}, "a/b": leaf}), infos)

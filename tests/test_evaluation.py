@@ -80,9 +80,15 @@ def test_several_outputs_are_refused_where_rows_are_meant():
             function(lambda x, row: -((row - x) ** 2), draws, rows)
 
 
-def test_percentages_are_refused():
+def test_percentages_and_logits_are_refused():
     with pytest.raises(ValueError, match="levels must be between 0 and 1"):
         evaluation.coverage(jnp.linspace(0, 1, 10), [50, 90])
+    with pytest.raises(ValueError, match=r"probability_transform must be .* got 50"):
+        evaluation.coverage(jnp.array([0.5, 50.0]), 0.9)
+    logits = jnp.array([[4.0, 0.5], [0.5, -3.0]])
+    for score in (evaluation.expected_calibration_error, evaluation.calibration_curve):
+        with pytest.raises(ValueError, match=r"probabilities must be between 0 and 1, got 4\.0"):
+            score(logits, jnp.array([0, 1]))
     with pytest.raises(ValueError, match="probabilities must be between 0 and 1"):
         prediction.predictive_quantiles(
             jax.random.key(0), lambda *_: 0.0, jnp.zeros((2, 3)), jnp.zeros(2), [5, 95]
@@ -129,9 +135,19 @@ def test_coverage_of_a_conjugate_model():
     assert abs(float(evaluation.coverage(pit, 0.9)) - 0.9) < error
 
 
+def test_coverage_of_numbers_that_are_none_is_none():
+    assert jnp.isnan(evaluation.coverage(jnp.array([0.5, jnp.nan]), 1.0))
+
+
 def test_rmse_refuses_what_would_broadcast():
     with pytest.raises(ValueError, match="differ in shape"):
         evaluation.rmse(jnp.zeros((3, 1)), jnp.zeros(3))
+
+
+def test_rmse_of_times():
+    """Seconds since 1970, which float32 knows to two minutes."""
+    times = 1.7e9 + np.arange(3.0)
+    np.testing.assert_allclose(evaluation.rmse(times + 2, times), 2, rtol=1e-6)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import scipy.stats
 
 from blackjax_smile import evaluation, prediction
 from blackjax_smile.arviz_export import import_arviz, to_arviz
+from blackjax_smile.function_space import prediction_diagnostics
 from helpers import SIGMAS, LinearRegression
 
 MODEL = LinearRegression(d=4, data_size=40, spread=2.0)
@@ -203,6 +204,57 @@ def test_a_network_of_any_tree_and_output():
     found = prediction.predictive_mean(probabilities, positions, x)
     exact = jax.vmap(jax.vmap(lambda p: jax.vmap(lambda r: probabilities(p, r))(x)))(positions)
     np.testing.assert_allclose(found, exact.mean((0, 1)), rtol=1e-5)
+
+
+def test_functions_that_return_a_tree():
+    """Each leaf is what the function of that leaf alone gives, in half precision as well."""
+    draws, (rows, *_) = posterior_draws()[:, :20], held_out(7)
+    key, blocks = jax.random.key(0), {"batch_size": 3}
+
+    def drawn(rng_key, theta, row):
+        y = sample(rng_key, theta, row)
+        return {"y": y, "half": y.astype(jnp.bfloat16)}
+
+    def first(rng_key, theta, row):
+        return drawn(rng_key, theta, row)["y"]
+
+    values, alone = (
+        prediction.posterior_predictive(key, fn, draws, rows, **blocks) for fn in (drawn, first)
+    )
+    assert values["half"].shape == alone.shape == (NUM_CHAINS, 20, 7)
+    np.testing.assert_array_equal(values["y"], alone)
+    quantiles, alone = (
+        prediction.predictive_quantiles(key, fn, draws, rows, [0.1, 0.9], **blocks)
+        for fn in (drawn, first)
+    )
+    np.testing.assert_array_equal(quantiles["y"], alone)
+    np.testing.assert_allclose(quantiles["half"], alone, rtol=0.02, atol=0.02)
+
+    def mean(theta, row):
+        return {"y": row[0] @ theta, "half": (row[0] @ theta).astype(jnp.bfloat16)}
+
+    found = prediction_diagnostics(mean, draws, rows)
+    exact = prediction_diagnostics(lambda theta, row: row[0] @ theta, draws, rows)
+    for field, expected in zip(found, exact, strict=True):
+        np.testing.assert_array_equal(field["y"], expected)
+        np.testing.assert_allclose(field["half"], expected, rtol=0.2)
+
+
+def test_draws_and_rows_on_a_mesh():
+    """`jax.make_mesh` makes explicit axes: what is computed of the arrays is the same."""
+    mesh = jax.make_mesh((2,), ("chains",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("chains"))
+    draws, rows = posterior_draws()[:, :20], jax.tree.map(jnp.asarray, held_out(6)[0])
+    for positions, data in (
+        (jax.device_put(draws, sharding), rows),
+        (draws, jax.device_put(rows, sharding)),
+    ):
+        for function in (prediction.predictive_mean, prediction.log_likelihood):
+            np.testing.assert_allclose(
+                function(loglikelihood, positions, data),
+                function(loglikelihood, draws, rows),
+                rtol=1e-5,
+            )
 
 
 def test_predictions_go_to_arviz():
