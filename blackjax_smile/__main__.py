@@ -1,9 +1,11 @@
 """The command line: ``python -m blackjax_smile``."""
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from blackjax_smile import demo, tabular_command
@@ -86,17 +88,39 @@ def parse(arguments: list[str] | None) -> tuple[Any, argparse.Namespace]:
     return options(**given), values
 
 
+@contextlib.contextmanager
+def no_empty_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Remove the folder of results if it was made in vain; raise if a file is in its place."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UserInputError(
+                f"--output must be a folder, or a new name for one, got {str(folder)!r}: "
+                f"{str(path)!r} is a file. Choose another name."
+            )
+    existed = folder.exists()
+    try:
+        yield
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the demo, or fit the user's table; return the exit status."""
     try:
         options, values = parse(arguments)
-        if values.data is None:
-            demo.run(options, values.output, values.resume)
-        else:
-            tabular_command.run(values.data, values.target, values.task, values.output, options)
+        with no_empty_folder(values.output):
+            if values.data is None:
+                demo.run(options, values.output, values.resume)
+            else:
+                tabular_command.run(values.data, values.target, values.task, values.output, options)
     except (UserInputError, ModuleNotFoundError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130  # what shells return for it
     return 0
 
 

@@ -25,6 +25,10 @@ MAX_CLASSES = 10
 #: A column of text with more values is told: it may be a date or a name, and is many features.
 MANY_CATEGORIES = 20
 
+#: Further from the mean no value is taken: the squared error of what a network makes of it must
+#: be a float32.
+MAX_DEVIATIONS = 1e12
+
 #: Shares of the rows for training and validation; the rest is the test set.
 SHARES = (0.7, 0.1)
 
@@ -46,9 +50,9 @@ class Table(NamedTuple):
         Of the training rows, one for each feature: what x was standardised with.
     target_mean, target_deviation
         Of the training rows, in the target's units.
-    test_rows, notes
-        Numbers of the test rows in the table, from 0; and what was done that the user may
-        want to know, a line each.
+    test_rows, test_target, notes
+        Numbers of the test rows in the table, from 0; their target as it stands there; and
+        what was done that the user may want to know, a line each.
     """
 
     train: tuple[Array, Array]
@@ -62,6 +66,7 @@ class Table(NamedTuple):
     target_mean: float
     target_deviation: float
     test_rows: np.ndarray
+    test_target: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -114,15 +119,13 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
     splits = _split(y, task, seed)
     encoded, encoding_notes = _encode_features(features, splits[0])
     names, X = tuple(encoded), np.stack(list(encoded.values()), axis=1)
-    mean, deviation = _moments(X[splits[0]], names)
-    X = ((X - mean) / deviation).astype(np.float32)
+    X, mean, deviation = _standardise(X, splits[0], names)
     target_mean, target_deviation = 0.0, 1.0
     if task == "regression":
         if np.ptp(y[splits[0]]) == 0:
             raise UserInputError(f"The target {target!r} is constant in the training rows.")
-        moments = _moments(y[splits[0]][:, None], (target,))
-        target_mean, target_deviation = (float(moment[0]) for moment in moments)
-        y = ((y - target_mean) / target_deviation).astype(np.float32)
+        columns, means, deviations = _standardise(y[:, None], splits[0], (target,))
+        y, target_mean, target_deviation = columns[:, 0], float(means[0]), float(deviations[0])
     train, validation, test = ((jnp.asarray(X[rows]), jnp.asarray(y[rows])) for rows in splits)
     return Table(
         train,
@@ -136,14 +139,18 @@ def prepare_table(frame: Any, target: str, task: str | None = None, seed: int = 
         target_mean=target_mean,
         target_deviation=target_deviation,
         test_rows=splits[2],
+        test_target=frame[target].to_numpy()[splits[2]],
         notes=(*notes, *encoding_notes),
     )
 
 
-def _moments(columns: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return means and deviations of columns that are not constant."""
+def _standardise(
+    columns: np.ndarray, train: np.ndarray, names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return columns in deviations from the mean of the training rows, and these moments."""
     with np.errstate(all="ignore"):
-        mean, deviation = columns.mean(0), columns.std(0)
+        mean, deviation = columns[train].mean(0), columns[train].std(0)
+        standardised = (columns - mean) / deviation
     unusable = ~(np.isfinite(mean) & np.isfinite(deviation) & (deviation > 0))
     if unusable.any():
         listed = _listed([names[i] for i in np.flatnonzero(unusable).tolist()])
@@ -151,7 +158,15 @@ def _moments(columns: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.
             f"The values of {listed} are too large or too small for their squares to be computed. "
             "Rescale them, or take logarithms."
         )
-    return mean, deviation
+    far = np.argwhere(np.abs(standardised) > MAX_DEVIATIONS)
+    if len(far):
+        row, column = far[0]
+        raise UserInputError(
+            f"Row {row} (from 0, without the header) has {columns[row, column]:g} in column "
+            f"{names[column]!r}, more than {MAX_DEVIATIONS:g} deviations from the mean of the "
+            "training rows. Correct the value, or drop the row."
+        )
+    return standardised.astype(np.float32), mean, deviation
 
 
 def _check(frame: Any, target: str) -> None:
@@ -230,11 +245,18 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
     import pandas
 
     columns: dict[str, np.ndarray] = {}
-    constant, notes = [], []
-    if counts := [name for name in frame.columns if _counts_the_rows(name, frame[name])]:
-        # In a table sorted by the target it would give that away.
-        frame = frame.drop(columns=counts)
-        notes.append(f"left out, counts the rows: {_listed(counts)}")
+    constant = []
+    # In a table sorted by the target it gives that away; but with a name it may be a time.
+    counts = [str(name) for name in frame.columns if _counts_the_rows(frame[name])]
+    unnamed = [name for name in counts if name.startswith("Unnamed: ")]
+    frame = frame.drop(columns=unnamed)
+    notes = [f"left out, counts the rows: {name}" for name in unnamed]
+    notes += [
+        f"{name!r} counts the rows and is a feature: remove the column unless their order matters "
+        "(in a table sorted by the target it gives that away)"
+        for name in counts
+        if name not in unnamed
+    ]
     for name in frame.columns:
         column = frame[name]
         if pandas.api.types.is_numeric_dtype(column):
@@ -242,9 +264,11 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
             continue
         values = column.iloc[train].unique()
         if len(values) > max(2, MAX_CATEGORY_SHARE * len(train)):
+            numbers = pandas.to_numeric(pandas.Series(values).astype(str), errors="coerce").notna()
+            example = values[int(np.argmin(numbers))]  # the first that is none, if there is one
             raise UserInputError(
                 f"Column {str(name)!r} is text with {len(values)} values in {len(train)} training "
-                f"rows (e.g. {str(values[0])!r}): a name, or numbers with something in between. "
+                f"rows (e.g. {str(example)!r}): a name, or numbers with something in between. "
                 "Drop or clean it."
             )
         if len(values) > MANY_CATEGORIES:
@@ -271,10 +295,9 @@ def _encode_features(frame: Any, train: np.ndarray) -> tuple[dict[str, np.ndarra
     return columns, notes
 
 
-def _counts_the_rows(name: Any, column: Any) -> bool:
-    """Return whether it is the index that another program has saved with the table."""
-    is_unnamed = str(name).startswith("Unnamed: ")
-    return is_unnamed and any(np.array_equal(column, np.arange(len(column)) + i) for i in (0, 1))
+def _counts_the_rows(column: Any) -> bool:
+    """Return whether it is an index, like the one that other programs save with a table."""
+    return any(np.array_equal(column, np.arange(len(column)) + first) for first in (0, 1))
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

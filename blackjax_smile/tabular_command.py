@@ -6,6 +6,7 @@ from blackjax_smile import tabular, tabular_fit, tabular_report
 from blackjax_smile._extras import COMMAND_PACKAGES, check_installed
 from blackjax_smile.command_options import check_options
 from blackjax_smile.tabular_file import check_header, read_table
+from blackjax_smile.tabular_text import clean_text
 
 __all__ = ["run"]
 
@@ -25,9 +26,10 @@ def run(
     check_options(options)
     frame = read_table(data)
     file_notes = check_header(data, frame, target)
+    frame, text_notes = clean_text(frame)
     table = tabular.prepare_table(frame, target, task, options.seed)
     output.mkdir(parents=True, exist_ok=True)  # what is wrong with it is said before the fit
-    for note in (*file_notes, *table.notes):
+    for note in (*file_notes, *text_notes, *table.notes):
         say(note)
     network = tabular_fit.build_network(table, options)
     sizes = [len(part[1]) for part in (table.train, table.validation, table.test)]

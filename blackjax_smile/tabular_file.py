@@ -12,6 +12,9 @@ __all__ = ["check_header", "read_table"]
 #: What other programs separate columns by.
 OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
+#: What workbooks begin with: the new ones, zip archives of XML, and the old ones.
+WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+
 
 def read_table(path: pathlib.Path) -> Any:
     """Return a CSV file, compressed or not, as a data frame.
@@ -21,8 +24,16 @@ def read_table(path: pathlib.Path) -> Any:
     UserInputError
         If there is no such file, or it is no table.
     """
+    if path.is_dir():
+        raise UserInputError(f"{str(path)!r} is a folder. Give the file in it that is the table.")
     if not path.is_file():
         raise UserInputError(f"There is no file {str(path)!r}.")
+    # A zip archive that is named as one is opened by pandas.
+    if path.suffix.lower() != ".zip" and _begins_with(path, WORKBOOKS):
+        raise UserInputError(
+            f"{str(path)!r} is no text but an Excel workbook, or an archive. Export the sheet as "
+            "CSV (UTF-8), and give that file."
+        )
     try:
         frame = _read(path)
     # Each compression has errors of its own, and packages that may be missing.
@@ -69,6 +80,11 @@ def check_header(path: pathlib.Path, frame: Any, target: str) -> list[str]:
         )
         notes.append(f"rows have {longer} more than the header: the {first} taken for row names")
     return notes
+
+
+def _begins_with(path: pathlib.Path, starts: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(4).startswith(starts)
 
 
 def _read(path: pathlib.Path) -> Any:

@@ -132,10 +132,10 @@ def save(
     )
     observed = np.asarray(rows[1])
     if network.cdf is not None:
-        draws, observed = in_units(table, draws), in_units(table, observed)
+        draws, observed = in_units(table, draws), np.asarray(table.test_target, np.float64)
     netcdf, figure = folder / "posterior.nc", folder / "figure.png"
     predictions = folder / "predictions.csv"
-    _predictions(table, means, draws, observed).to_csv(predictions, index=False)
+    _predictions(table, means, draws).to_csv(predictions, index=False)
     _plot(table, means, draws, observed, figure)
     pointwise = prediction.log_likelihood(network.loglikelihood, fit.positions, rows)
     idata = to_arviz(
@@ -171,15 +171,15 @@ def in_units(table: Table, values: Any) -> np.ndarray:
     return table.target_mean + table.target_deviation * np.asarray(values, np.float64)
 
 
-def _predictions(table: Table, means: Means, draws: np.ndarray, observed: np.ndarray) -> Any:
+def _predictions(table: Table, means: Means, draws: np.ndarray) -> Any:
     """Return a data frame of the test rows: observed, predicted, and how surely."""
     import pandas
 
-    columns = {"row": table.test_rows, "observed": observed}
+    columns = {"row": table.test_rows, "observed": table.test_target}
     if table.task == "classification":
         classes = np.asarray(table.classes, dtype=object)
         mean = np.asarray(means.draws)
-        columns |= {"observed": classes[observed], "predicted": classes[mean.argmax(axis=1)]}
+        columns |= {"predicted": classes[mean.argmax(axis=1)]}
         columns |= {f"probability of {c}": mean[:, i] for i, c in enumerate(classes)}
     else:
         low, middle, high = _interval(draws)

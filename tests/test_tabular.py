@@ -11,6 +11,7 @@ from blackjax_smile.errors import UserInputError
 from blackjax_smile.tabular import guess_task, prepare_table
 from blackjax_smile.tabular_file import read_table
 from blackjax_smile.tabular_report import Means, _predictions, in_units
+from blackjax_smile.tabular_text import clean_text
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -113,6 +114,14 @@ def test_values_that_cannot_be_standardised_are_refused():
     for scale in (1e-200, 1e200):
         assert "of size are too" in refused(frame.assign(size=scale * frame["size"]))
         assert "of price are too" in refused(frame.assign(price=scale * frame["price"]))
+    # One value, of which the moments of the training rows know nothing.
+    test_row = int(prepare_table(frame, "price").test_rows[0])
+    for column in ("size", "price"):
+        for value in (1e30, 1e200):
+            far = frame.copy()
+            far.loc[test_row, column] = value
+            message = f"Row {test_row} (from 0, without the header) has {value:g} in column "
+            assert message + repr(column) in refused(far)
     # The deviation of rounded values is not zero, though they are the same.
     assert "constant" in refused(frame.assign(price=0.1), task="regression")
 
@@ -155,6 +164,11 @@ def test_the_index_of_another_program_is_no_feature():
         table = prepare_table(frame.assign(**{"Unnamed: 0": np.arange(300) + first}), "price")
         assert "Unnamed: 0" not in table.features
         assert any("counts the rows: Unnamed: 0" in note for note in table.notes)
+        # With a name it may be a time, and is kept.
+        table = prepare_table(frame.assign(id=np.arange(300) + first), "price")
+        assert "id" in table.features
+        assert any("'id' counts the rows and is a feature" in note for note in table.notes)
+    assert not any("counts" in note for note in prepare_table(frame, "price").notes)
 
 
 def write(path, text, encoding="utf-8"):
@@ -186,6 +200,8 @@ def test_commas_at_the_end_and_spaces_in_the_header(rows, tmp_path):
         ("table.csv.gz", "no gzip", "utf-8", "cannot be read as comma-separated"),
         ("table.zip", "no zip", "utf-8", "cannot be read as comma-separated"),
         ("table.csv.xz", "no xz", "utf-8", "cannot be read as comma-separated"),
+        ("table.xlsx", "PK\x03\x04", "utf-8", "an Excel workbook, or an archive. Export"),
+        ("table.csv", "\xd0\xcf\x11\xe0", "latin-1", "an Excel workbook, or an archive. Export"),
     ],
 )
 def test_files_that_are_no_table(name, text, encoding, message, tmp_path):
@@ -205,10 +221,82 @@ def test_large_targets_keep_their_digits():
 def test_the_output_folder_is_looked_at_before_the_fit(tmp_path, capsys):
     make_frame().to_csv(tmp_path / "table.csv", index=False)
     arguments = ["--data", str(tmp_path / "table.csv"), "--target", "price"]
-    assert main([*arguments, "--output", str(write(tmp_path / "afile", ""))]) == 2
-    captured = capsys.readouterr()
-    assert "exists" in captured.err
-    assert "trained" not in captured.out
+    file = write(tmp_path / "afile", "")
+    for output in (file, file / "folder"):
+        assert main([*arguments, "--output", str(output)]) == 2
+        captured = capsys.readouterr()
+        assert "afile' is a file. Choose another name" in captured.err
+        assert not captured.out
+
+
+@pytest.fixture
+def interrupted_fit(monkeypatch):
+    """A Ctrl-C while the networks train."""
+    from blackjax_smile import tabular_fit
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tabular_fit, "fit_table", interrupt)
+
+
+def test_a_run_that_is_stopped_leaves_no_empty_folder(tmp_path, interrupted_fit, capsys):
+    make_frame().to_csv(tmp_path / "table.csv", index=False)
+    arguments = ["--data", str(tmp_path / "table.csv"), "--target", "price", "--output"]
+    (tmp_path / "empty").mkdir()
+    for name, is_left in (("new", False), ("empty", True), (".", True)):
+        assert main([*arguments, str(tmp_path / name)]) == 130
+        assert capsys.readouterr().err == "stopped\n"
+        assert (tmp_path / name).exists() == is_left
+
+
+def test_blanks_around_text_do_not_count(tmp_path, interrupted_fit, capsys):
+    frame = make_frame()
+    padded = frame.assign(sold=np.where(frame["price"] > 310, "yes", "no"))
+    padded.loc[::2, ["kind", "sold"]] += "  "
+    path = tmp_path / "table.csv"
+    padded.to_csv(path, index=False)
+    assert main(["--data", str(path), "--target", "sold", "--output", str(tmp_path / "out")]) == 130
+    printed = capsys.readouterr().out
+    assert "'kind': blanks around values do not count; merged: " in printed
+    table = prepare_table(clean_text(read_table(path))[0], "sold")
+    assert table.classes == ("no", "yes")
+    assert table.features == ("size", "kind=a", "kind=b", "kind=c", "price")
+    # Blanks that told nothing apart are no news; the words for a missing value are those words.
+    assert clean_text(frame.assign(kind=frame["kind"] + " "))[1] == []
+    padded.loc[:3, "kind"] = ["NA ", "  ", " null ", ""]
+    padded.to_csv(path, index=False, quoting=1)
+    assert "'kind' (4 rows)" in refused(clean_text(read_table(path))[0])
+
+
+def test_numbers_with_others_in_between(tmp_path, interrupted_fit, capsys):
+    frame = make_frame()
+    path = tmp_path / "table.csv"
+    few, many = frame.index % 10, frame["size"]
+    for column in ("size", "price"):
+        for numbers, count in ((few, 11), (many, 294)):
+            marked = frame.assign(**{column: numbers.astype(str)})
+            marked.loc[[5, 70, 71, 72, 73, 74, 75], column] = "?"
+            marked.to_csv(path, index=False)
+            arguments = ["--data", str(path), "--target", "price"]
+            assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+            message = capsys.readouterr().err
+            assert f"Column '{column}' is text: {count - 1} of its {count} values" in message
+            assert "but '?' (7 rows) is none. If it stands for a missing value" in message
+    # Few numbers may be names of categories, many are none.
+    names, sizes = (frame.assign(size=numbers.astype(str)) for numbers in (few, many))
+    names.loc[[8, 9], "size"] = sizes.loc[[8, 9], "size"] = ["3+", "5+"]
+    (note,) = clean_text(names)[1]
+    assert note.startswith("'size': 10 of its 12 values are numbers, but '3+' (1 rows) and 1 more")
+    with pytest.raises(UserInputError, match="298 of its 300 values are numbers, but '3"):
+        clean_text(sizes)
+    words = frame.assign(kind=frame["kind"].replace("a", "?"))
+    assert clean_text(words)[1] == []
+
+
+def test_the_example_of_text_is_no_number():
+    values = [f"{i}.5" if i < 120 else f"name {i}" for i in range(300)]
+    assert "(e.g. 'name 12" in refused(make_frame().assign(kind=values))
 
 
 @pytest.mark.parametrize(
@@ -259,7 +347,7 @@ def test_predictions_of_many_classes():
     table = prepare_table(frame, "y")
     labels = np.asarray(table.test[1])
     mean = np.full((len(labels), 200), 1 / 200)
-    predictions = _predictions(table, Means(mean, mean), np.zeros(0), labels)
+    predictions = _predictions(table, Means(mean, mean), np.zeros(0))
     assert list(predictions.columns[:4]) == ["row", "observed", "predicted", "probability of k0"]
     assert predictions.shape == (200, 203)
     assert predictions["observed"].tolist() == frame["y"].iloc[table.test_rows].tolist()
@@ -315,7 +403,7 @@ def test_command(task, tmp_path, capsys):
     predictions = pandas.read_csv(tmp_path / "out" / "predictions.csv")
     assert predictions["row"].tolist() == list(rows)
     if task == "regression":
-        np.testing.assert_allclose(predictions["observed"], frame["price"].iloc[rows], rtol=1e-5)
+        np.testing.assert_allclose(predictions["observed"], frame["price"].iloc[rows], rtol=1e-14)
         inside = predictions["observed"].between(predictions["5 %"], predictions["95 %"])
         # Quantiles of 80 draws, on 60 rows: the one is not the other exactly.
         assert abs(inside.mean() - calibration) < 0.15
@@ -334,6 +422,7 @@ def test_command(task, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--data", "nowhere.csv", "--target", "y"], "There is no file 'nowhere.csv'"),
+        (["--data", ".", "--target", "y"], "'.' is a folder"),
         (["--data", "nowhere.csv"], "--data needs --target"),
         (["--target", "y"], "--target cannot be used without --data"),
         (["--data", "x.csv", "--target", "y", "--num-components", "3"], "--num-components cannot"),
