@@ -3,7 +3,22 @@
 import operator
 from typing import Any
 
-__all__ = ["positive_integer"]
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = ["check_key", "check_no_result", "check_probabilities", "is_number", "positive_integer"]
+
+#: By which probabilities in half precision may be above 1.
+ROUND_OFF = 0.01
+
+#: Where the positions are in what this package returns.
+POSITIONS = {
+    "TrainedEnsemble": "positions",
+    "EnsembleAdaptation": "state.position",
+    "SampleResult": "states.position",
+    "SmileState": "position",
+}
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -11,3 +26,37 @@ def positive_integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
     return operator.index(value)
+
+
+def is_number(value: Any) -> bool:
+    """Return whether it is one number, which may be traced."""
+    dtype = value.dtype if isinstance(value, jax.core.Tracer) else np.asarray(value).dtype
+    return not np.shape(value) and jnp.issubdtype(dtype, jnp.number)
+
+
+def check_key(rng_key: Any) -> None:
+    """Raise unless it is one key, of either of JAX's kinds."""
+    dtype, rank = getattr(rng_key, "dtype", np.dtype(object)), np.ndim(rng_key)
+    is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (is_typed and rank == 0) and not (dtype == np.uint32 and rank == 1):
+        raise ValueError(f"rng_key must be one key, such as jax.random.key(0); got {rng_key!r}.")
+
+
+def check_no_result(positions: Any) -> None:
+    """Raise for a result of this package in place of the positions in it."""
+    # By name: the results are made in layers above.
+    name = type(positions).__name__
+    if name in POSITIONS:
+        raise ValueError(
+            f"positions must be the positions alone, got {name}: pass its {POSITIONS[name]}."
+        )
+
+
+def check_probabilities(name: str, values: Any) -> None:
+    """Raise for known numbers beyond 0 and 1 by more than round-off; NaN makes its result NaN."""
+    if isinstance(values, jax.core.Tracer):
+        return
+    values = np.asarray(values)
+    wrong = values[(values < -ROUND_OFF) | (values > 1 + ROUND_OFF)]
+    if wrong.size:
+        raise ValueError(f"{name} must be between 0 and 1, got {wrong[0]}.")

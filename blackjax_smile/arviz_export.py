@@ -188,10 +188,9 @@ def _check_history(state: Any, infos: Any) -> None:
     is_info = hasattr(state, "energy_change") and not hasattr(state, "position")
     has_fields = hasattr(infos, "_fields") or not isinstance(infos, tuple | list | Mapping)
     if is_info or not has_fields:
-        given = f"{type(state).__name__} and {type(infos).__name__}"
         raise ValueError(
-            "to_arviz(states, infos) takes the history of the states, or of the positions, and "
-            f"that of the infos as the sampler returns them; got {given}. Of sample_ensemble's "
+            "to_arviz takes the history of states, or of positions, and that of the infos as they "
+            f"are; got {type(state).__name__} and {type(infos).__name__}. Of sample_ensemble's "
             "(states, (positions, infos)) it is to_arviz(positions, infos)."
         )
 

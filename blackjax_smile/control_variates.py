@@ -12,6 +12,7 @@ from blackjax_smile._averaging import check_averages
 from blackjax_smile._checks import positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.minibatch import data_size
+from blackjax_smile.minibatch_gradient import check_arguments
 
 __all__ = ["control_variates"]
 
@@ -58,8 +59,8 @@ def control_variates(
     Raises
     ------
     ValueError
-        If the data set is empty or ragged, the log-density sums over its rows, or
-        its gradient at the centre is not finite.
+        If the data set is empty or ragged, the log-density fails on it or sums over
+        its rows, or its gradient at the centre is not finite.
 
     References
     ----------
@@ -89,6 +90,20 @@ def control_variates(
     return logdensity_cv_fn
 
 
+def _check_call(logdensity_fn, center, rows) -> None:
+    """Raise if the log-density cannot be called: a centre of another model, swapped arguments."""
+    check_arguments(logdensity_fn, has_minibatch=True)
+    try:
+        jax.eval_shape(logdensity_fn, center, rows)
+    except Exception as error:
+        shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (center, rows)]
+        raise ValueError(
+            "control_variates(logdensity_fn, center, data) needs a position of the model and its "
+            "data, in this order, but logdensity_fn failed on a centre and rows of the shapes "
+            f"{shapes[0]} and {shapes[1]}, by {type(error).__name__}: {error}"
+        ) from error
+
+
 def _gradient(logdensity_fn, center, data) -> ArrayTree:
     return jax.grad(logdensity_fn)(center, data)
 
@@ -97,6 +112,7 @@ def _mean_gradient(logdensity_fn, center, data, batch_size: int) -> ArrayTree:
     """Return the full data's gradient, the mean of chunks weighted by their sizes."""
     size = data_size(data)
     batch_size = positive_integer("batch_size", batch_size)
+    _check_call(logdensity_fn, center, jax.tree.map(lambda x: x[:batch_size], data))
     if (even := min(size, batch_size) // 2 * 2) > 0:
         check_averages(logdensity_fn, center, jax.tree.map(lambda x: x[:even], data))
     grad_fn = jitted(_gradient, logdensity_fn)

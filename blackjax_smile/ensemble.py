@@ -13,6 +13,7 @@ from blackjax.util import run_inference_algorithm, thin_algorithm
 from blackjax_smile import _tree
 from blackjax_smile._averaging import NOT_AVERAGING
 from blackjax_smile._chains import check_positions
+from blackjax_smile._checks import check_key, check_no_result, positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
 from blackjax_smile.adaptation.setup import check_algorithm
@@ -117,6 +118,8 @@ def adapt_ensemble(
         raise ValueError(
             f"warmup must be what smile_adaptation(...) returns, got {type(warmup).__name__}."
         )
+    check_key(rng_key)
+    check_no_result(positions)
     positions, num_chains = check_positions(positions)
     keys = jax.random.split(rng_key, num_chains)
 
@@ -134,6 +137,14 @@ def adapt_ensemble(
         raise ValueError(NOT_AVERAGING.format("on half a minibatch it has half of its value"))
     reason = _reasons(positions, state, parameters, info)
     return EnsembleAdaptation(state, parameters, info, reason > 0, reason)
+
+
+def _check_adaptation(adaptation: Any) -> None:
+    if not isinstance(adaptation, EnsembleAdaptation):
+        raise ValueError(
+            "adaptation must be the whole of what adapt_ensemble(...) or drop_failed(...) returns, "
+            f"got a {type(adaptation).__name__}."
+        )
 
 
 @jax.jit
@@ -176,7 +187,7 @@ def drop_failed(adaptation: EnsembleAdaptation) -> EnsembleAdaptation:
     Raises
     ------
     ValueError
-        If all have failed.
+        If all have failed, or for what is no `EnsembleAdaptation`.
 
     Examples
     --------
@@ -187,6 +198,7 @@ def drop_failed(adaptation: EnsembleAdaptation) -> EnsembleAdaptation:
     >>> drop_failed(adaptation).state.tolist()
     [0.0, 2.0]
     """
+    _check_adaptation(adaptation)
     keep = ~np.asarray(adaptation.failed)
     if not keep.any():
         raise ValueError(
@@ -227,6 +239,11 @@ def sample_ensemble(
     leading axes ``(chain, draw)``. A draw's info holds means over its accepted steps (0
     without any), of ``is_divergent`` the number of rejected ones, of ``logdensity`` the last.
 
+    Raises
+    ------
+    ValueError
+        For numbers that are no integers of at least 1, and for what is no `EnsembleAdaptation`.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp, blackjax_smile
@@ -244,7 +261,11 @@ def sample_ensemble(
     >>> positions.shape, infos.deflection.shape
     ((3, 50, 2), (3, 50))
     """
+    check_key(rng_key)
     check_algorithm(algorithm)
+    _check_adaptation(adaptation)
+    num_samples = positive_integer("num_samples", num_samples)
+    thinning = positive_integer("thinning", thinning)
     keys = jax.random.split(rng_key, len(adaptation.failed))
     # BlackJAX's wrapper of it has no hash, by which a program would be found again.
     build = getattr(algorithm, "differentiable", algorithm)

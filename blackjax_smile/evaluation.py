@@ -9,7 +9,7 @@ import numpy as np
 from blackjax.types import Array, ArrayLikeTree, ArrayTree
 
 from blackjax_smile import _tree
-from blackjax_smile._checks import positive_integer
+from blackjax_smile._checks import check_probabilities, positive_integer
 from blackjax_smile.prediction import log_predictive_density
 
 __all__ = [
@@ -21,10 +21,6 @@ __all__ = [
     "lppd",
     "rmse",
 ]
-
-
-#: By which probabilities in half precision may be above 1.
-ROUND_OFF = 0.01
 
 
 def lppd(
@@ -154,16 +150,6 @@ def rmse(predictions: Array, targets: Array) -> Array:
     return jnp.sqrt(jnp.mean(errors**2))
 
 
-def _check_probabilities(name: str, values: Any) -> None:
-    """Raise for known numbers beyond 0 and 1 by more than round-off; NaN makes its result NaN."""
-    if _tree.is_traced(values):
-        return
-    values = np.asarray(values)
-    wrong = values[(values < -ROUND_OFF) | (values > 1 + ROUND_OFF)]
-    if wrong.size:
-        raise ValueError(f"{name} must be between 0 and 1, got {wrong[0]}.")
-
-
 class CalibrationCurve(NamedTuple):
     """Rows grouped by the probability of the class that is predicted.
 
@@ -223,7 +209,7 @@ def _binned(probabilities: Array, labels: Array, num_bins: int) -> tuple[Array, 
     """Return for each bin its rows, the sum of their confidences, and how many are right."""
     num_bins = positive_integer("num_bins", num_bins)
     correct = _is_right(probabilities, labels)
-    _check_probabilities("probabilities", probabilities)
+    check_probabilities("probabilities", probabilities)
     confidence = jnp.max(jnp.asarray(probabilities), axis=-1)
     confidence = confidence.astype(_tree.accumulation_dtype(confidence))
     bins = jnp.clip(jnp.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
@@ -304,7 +290,7 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
     levels = jnp.asarray(levels)
     if not _tree.is_traced(levels) and not jnp.all((levels >= 0) & (levels <= 1)):
         raise ValueError(f"levels must be between 0 and 1, got {levels}.")
-    _check_probabilities("probability_transform", probability_transform)
+    check_probabilities("probability_transform", probability_transform)
     distance = 2 * jnp.abs(jnp.asarray(probability_transform) - 0.5)
     if distance.ndim != 1:
         raise ValueError(

@@ -11,6 +11,8 @@ from blackjax.base import SamplingAlgorithm
 from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from blackjax_smile._sharding import automatic
+
 __all__ = [
     "MinibatchSampler",
     "NoInfo",
@@ -160,7 +162,7 @@ def minibatch_sampler(
     """
     size = data_size(data)
     batch_size = check_batch_size(batch_size, size)
-    return MinibatchSampler(jax.tree.map(jnp.asarray, data), batch_size, bool(replace))
+    return MinibatchSampler(jax.tree.map(jnp.asarray, automatic(data)), batch_size, bool(replace))
 
 
 @jax.tree_util.register_dataclass
@@ -234,7 +236,7 @@ def with_minibatches(
     Raises
     ------
     ValueError
-        If ``minibatch_fn`` is no function.
+        If ``algorithm`` is none that was built, or ``minibatch_fn`` no function.
 
     Examples
     --------
@@ -249,6 +251,11 @@ def with_minibatches(
     (50, 1)
     """
     check_minibatch_fn(minibatch_fn)
+    if not (hasattr(algorithm, "init") and hasattr(algorithm, "step")):
+        raise ValueError(
+            "algorithm must be what smile(logdensity_fn, **parameters) returns, or another with "
+            f"init and step, got {type(algorithm).__name__}."
+        )
     is_scheduled = any(map(callable, step_args))
 
     def init_fn(*args: Any, **kwargs: Any):

@@ -1,5 +1,7 @@
 """Ensembles: members are independent or pooled, and a failed one harms nobody."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,14 @@ import pytest
 from blackjax.base import AdaptationAlgorithm
 
 import blackjax_smile
-from blackjax_smile import adapt_ensemble, drop_failed, prediction, sample_ensemble
+from blackjax_smile import (
+    EnsembleAdaptation,
+    TrainedEnsemble,
+    adapt_ensemble,
+    drop_failed,
+    prediction,
+    sample_ensemble,
+)
 from blackjax_smile.ensemble import REASONS
 from helpers import LinearRegression, assert_moments
 
@@ -18,6 +27,7 @@ MINIBATCH_FN = MODEL.minibatch_fn(100)
 LOGDENSITY_FN = MODEL.logdensity_fn
 
 
+@functools.cache  # the same one is compiled once
 def warmup(logdensity_fn=LOGDENSITY_FN, **options):
     return blackjax_smile.smile_adaptation(
         blackjax_smile.smile, logdensity_fn, MINIBATCH_FN, **options
@@ -125,8 +135,8 @@ def test_failed_members_are_reported_and_the_others_unharmed(pooled):
 
 def test_a_failed_chain_changes_nothing_for_the_others():
     """Bit for bit, when each adapts by itself."""
-    healthy = adapt_ensemble(jax.random.key(0), warmup(), starts(), 400)
-    broken = adapt_ensemble(jax.random.key(0), warmup(), starts().at[2].set(jnp.nan), 400)
+    healthy = adapt_ensemble(jax.random.key(0), warmup(), starts(), 300)
+    broken = adapt_ensemble(jax.random.key(0), warmup(), starts().at[2].set(jnp.nan), 300)
     for a, b in zip(
         jax.tree.leaves((healthy.state.position, healthy.parameters)),
         jax.tree.leaves((broken.state.position, broken.parameters)),
@@ -180,7 +190,7 @@ def test_a_rejected_step_does_not_spoil_the_numbers_of_its_draw():
     missing = y.copy()
     missing[::400] = np.nan
     minibatch_fn = blackjax_smile.minibatch_sampler((X, missing), 20)
-    adapted = adapt_ensemble(jax.random.key(0), warmup(), starts(2), 300)
+    adapted = adapt_ensemble(jax.random.key(0), warmup(), starts(), 300)
     _, (_, infos) = sample_ensemble(
         jax.random.key(1), blackjax_smile.smile, LOGDENSITY_FN, minibatch_fn, adapted, 100, 20
     )
@@ -230,7 +240,7 @@ def test_a_sum_over_the_minibatch_is_an_error():
 def test_errors():
     with pytest.raises(ValueError, match="adaptation of all chains failed: chain 0"):
         drop_failed(
-            adapt_ensemble(jax.random.key(0), warmup(), jnp.full((2, 4), jnp.nan), num_steps=300)
+            adapt_ensemble(jax.random.key(0), warmup(), jnp.full((4, 4), jnp.nan), num_steps=300)
         )
     with pytest.raises(ValueError, match="pooled warmup runs all chains at once"):
         warmup(pooled=True).run(jax.random.key(0), MODEL.mode, num_steps=300)
@@ -240,6 +250,29 @@ def test_errors():
         adapt_ensemble(jax.random.key(0), warmup(), {"a": jnp.ones((2, 2)), "b": jnp.ones((3, 2))})
     with pytest.raises(ValueError, match="warmup must be what smile_adaptation"):
         adapt_ensemble(jax.random.key(0), blackjax_smile.smile, starts(2))
+    with pytest.raises(ValueError, match="got TrainedEnsemble: pass its positions"):
+        adapt_ensemble(jax.random.key(0), warmup(), TrainedEnsemble(starts(2), *[None] * 4))
+    with pytest.raises(ValueError, match=r"rng_key must be .* jax.random.key\(0\); got 0"):
+        adapt_ensemble(0, warmup(), starts(2))
     full_batch = blackjax_smile.smile_adaptation(blackjax_smile.smile, lambda x: -0.5 * x @ x)
     with pytest.raises(ValueError, match="needs a warmup on minibatches"):
         adapt_ensemble(jax.random.key(0), full_batch, starts(2), num_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be an integer of at least 1, got 0"),
+        ({"num_samples": 2.0}, "num_samples must be an integer"),
+        ({"thinning": -1}, "thinning must be an integer of at least 1, got -1"),
+        ({"thinning": 2.5}, "thinning must be an integer"),
+        ({"adaptation": {"position": jnp.zeros((2, 4))}}, "the whole of what .* got a dict"),
+        ({"rng_key": 0}, "rng_key must be one key"),
+    ],
+)
+def test_sampling_of_what_is_wrong(options, message):
+    adaptation = EnsembleAdaptation(None, {}, None, np.zeros(2, bool), np.zeros(2, int))
+    sound = {"rng_key": jax.random.key(0), "adaptation": adaptation, "num_samples": 3}
+    model = {"logdensity_fn": LOGDENSITY_FN, "minibatch_fn": MINIBATCH_FN}
+    with pytest.raises(ValueError, match=message):
+        sample_ensemble(algorithm=blackjax_smile.smile, **model, **sound | options)

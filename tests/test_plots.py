@@ -51,6 +51,8 @@ def test_energy_error():
 def test_energy_error_without_anything_to_show():
     with pytest.raises(ValueError, match="0 are finite"):
         plot_energy_error(SimpleNamespace(energy_change=np.full(5, np.inf)))
+    with pytest.raises(ValueError, match=r"needs infos, .* got a ndarray"):
+        plot_energy_error(np.ones(5))
 
 
 def test_what_to_install_is_said(monkeypatch):
@@ -168,7 +170,7 @@ def test_adaptation_of_a_whole_run_is_that_of_its_parts(tmp_path):
         deflection=statistics["deflection"], is_divergent=statistics["num_rejected"]
     )
     drawn = [
-        plot_adaptation(result, thinning=THINNING),
+        plot_adaptation(result),
         plot_adaptation(run(tmp_path / "run.zarr"), thinning=THINNING),
         plot_adaptation(result.adaptation, infos, thinning=THINNING),
     ]
@@ -214,8 +216,16 @@ def test_a_failed_chain_does_not_take_the_axes():
         assert ax.get_ylim()[1] < 3 * high
     unknown = jax.tree.map(lambda x: jax.numpy.full_like(x, jax.numpy.nan), windows)
     plot_adaptation(info._replace(windows=unknown))
-    with pytest.raises(ValueError, match="thinning must be an integer of at least 1, got 0"):
-        plot_adaptation(info, thinning=0)
+    for wrong, message in (
+        ({"thinning": 0}, "thinning must be an integer of at least 1, got 0"),
+        (
+            {"infos": (None, (None, info))},
+            r"\(states, \(positions, infos\)\) the last; got a tuple",
+        ),
+        ({"axes": axes[0]}, r"axes must be three, .* got the shape \(\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_adaptation(info, **wrong)
 
 
 def test_adaptation_without_a_history():
@@ -272,6 +282,7 @@ def test_predictive_bands_of_rows_side_by_side():
         ((2, 5), [0.1, 0.8], {}, "pairs"),
         ((2, 5), [0.1, 0.9, 0.5], {}, r"got \(2, 5\)"),
         ((2, 5), [0.1, 0.9], {"observed": np.zeros((5, 1))}, "observed must have the shape"),
+        ((2, 5), 0.5, {}, r"got \(2, 5\) and \(\)"),
         ((0, 5), [], {}, "nothing to draw"),
     ],
 )
@@ -304,6 +315,8 @@ def test_reliability():
     texts = [text.get_text() for text in ax.texts]
     assert texts[:6] == [*(str(n) for n in count), "calibrated"]
     np.testing.assert_array_equal(line_of(ax, "other").get_ydata(), 1.0)
+    with pytest.raises(ValueError, match=r"what calibration_curve.* got ndarray"):
+        plot_reliability({"not a curve": probabilities})
 
 
 def test_coverage():

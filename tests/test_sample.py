@@ -33,10 +33,9 @@ def start(num_chains=2):
 def sample(minibatches=None, logdensity_fn=PROBLEM.logdensity_fn, **options):
     options = {**SHORT, "progress_bar": False, **options}
     positions = options.pop("positions", start())
+    rng_key = options.pop("rng_key", jax.random.key(0))
     minibatches = PROBLEM.minibatch_fn(BATCH) if minibatches is None else minibatches
-    return blackjax_smile.sample(
-        jax.random.key(0), logdensity_fn, positions, minibatches, **options
-    )
+    return blackjax_smile.sample(rng_key, logdensity_fn, positions, minibatches, **options)
 
 
 def host_minibatches(count=None, seed=0):
@@ -368,6 +367,12 @@ def test_a_chain_that_has_not_arrived_is_named():
             {"positions": {"w": jnp.zeros((2, 5)), "activation": "relu"}},
             r"\['activation'\] is a str",
         ),
+        (
+            {"positions": blackjax_smile.TrainedEnsemble(start(), *[jnp.arange(2)] * 4)},
+            "got TrainedEnsemble: pass its positions",
+        ),
+        ({"rng_key": 0}, r"rng_key must be .* jax.random.key\(0\); got 0"),
+        ({"rng_key": np.zeros((2, 2), np.uint32)}, "rng_key must be one key"),
         ({"num_samples": 0}, "num_samples must be an integer of at least 1"),
         ({"thinning": 1.5}, "thinning must be an integer"),
         ({"num_warmup": 50}, "num_steps >= 100"),
@@ -375,6 +380,10 @@ def test_a_chain_that_has_not_arrived_is_named():
         ({"minibatches": 3}, "got int"),
         ({"minibatches": PROBLEM.data, "batch_size": 5000}, "between 1 and the 4000"),
         ({"batch_size": 10}, "is a function already"),
+        (
+            {"minibatches": iter([PROBLEM.data]), "batch_size": 10},
+            "list_iterator.* drop batch_size",
+        ),
         ({"minibatches": list(PROBLEM.data)}, r"looks like a data set \(a list"),
         ({"minibatches": []}, "empty"),
         (
@@ -386,9 +395,13 @@ def test_a_chain_that_has_not_arrived_is_named():
             r"\[0\]\[1\]\[0\] and 15 more are scalars",
         ),
         ({"collect": lambda x: None}, "collect must return"),
+        ({"collect": lambda x: "text"}, "collect must be a function .*'str'"),
+        ({"collect": "predictions"}, "collect must be a function .* got predictions"),
         ({"positions": jnp.zeros(5)}, "5 chains of a single parameter"),
         ({"minibatches": PROBLEM.data, "batch_size": 50.0}, "an integer between 1"),
         ({"dims": {"z": ["a"]}}, "dims names"),
+        ({"dims": {"x": "five5"}}, r"a list such as \['five5'\], got 'five5'"),
+        ({"coords": {"a": [1, 2]}}, r"coords names \['a'\], .* are \['chain', 'x_dim_0'\]"),
         ({"dims": {"x": ["a", "b"]}}, "names 2 dimensions"),
         ({"dims": {"x": ["draw"]}}, "uses .'draw'.*rename"),
         ({"dims": {"x": ["x"]}}, "uses .'x'.*rename"),
@@ -401,7 +414,11 @@ def test_a_chain_that_has_not_arrived_is_named():
             "two lengths, 5 and 3",
         ),
         ({"dtype": "int32"}, "floating dtype"),
+        ({"dtype": "flat32"}, "such as 'float16', got 'flat32'"),
+        ({"mesh": "chains"}, "mesh must be .* got 'chains'"),
+        ({"target_deflection": "0.2"}, r"a number in \(0, 1\] radians, got '0.2'"),
         ({"checkpoint": "somewhere"}, "needs a store"),
+        ({"store": b"somewhere", "checkpoint": "somewhere"}, "must be two folders"),
         ({"progress_bar": "yes"}, "progress_bar"),
         ({"share_minibatches": True}, "from the host"),
     ],

@@ -331,11 +331,25 @@ class TestErrors:
             ({"step_size": 1.0, "L": -1.0}, "L must be positive"),
             ({"step_size": 1.0, "energy_threshold": 0.0}, "energy_threshold must be positive"),
             ({"step_size": 1.0, "inverse_mass_matrix": jnp.ones((2, 3))}, r"\(2, 3\)"),
+            (
+                {"step_size": 1.0, "integrator": "mclachlan"},
+                "isokinetic_mclachlan, got 'mclachlan'",
+            ),
+            ({"step_size": 1.0, "integrator": integrators.velocity_verlet}, "isokinetic_mclachlan"),
         ],
     )
     def test_parameters(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             smile(quadratic, **kwargs)
+
+    def test_of_the_always_on_algorithm(self):
+        with pytest.raises(ValueError, match="isokinetic_mclachlan, got 'mclachlan'"):
+            blackjax_smile.online_smile(quadratic, 0.1, integrator="mclachlan")
+
+    @pytest.mark.parametrize("name", ["smile", "online_smile"])
+    def test_an_unknown_argument_is_one_of_the_sampler(self, name):
+        with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected .* 'stepsize'"):
+            getattr(blackjax_smile, name)(quadratic, stepsize=0.1)
 
     @pytest.mark.parametrize("integrator", INTEGRATORS[:2])
     @pytest.mark.parametrize("bad", [-1.0, 0.0, np.inf, np.nan])

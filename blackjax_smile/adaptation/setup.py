@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from blackjax.types import ArrayTree
 from blackjax.util import pytree_size
 
+from blackjax_smile._checks import is_number
 from blackjax_smile.adaptation.energy_variance import ENERGY_VARIANCE
 from blackjax_smile.adaptation.pooling import SEPARATE, Pool
 from blackjax_smile.adaptation.schedule import Schedule
@@ -72,9 +73,10 @@ class AdaptationOptions:
             raise ValueError(
                 f"preconditioner must be one of {PRECONDITIONERS}, got {self.preconditioner!r}."
             )
-        if not 0 < self.target_deflection <= 1:
+        if not is_number(self.target_deflection) or not 0 < self.target_deflection <= 1:
             raise ValueError(
-                f"target_deflection must be in (0, 1] radians, got {self.target_deflection}."
+                "target_deflection must be a number in (0, 1] radians, got "
+                f"{self.target_deflection!r}."
             )
         # NumPy's float would not be the same run on resuming.
         object.__setattr__(self, "target_deflection", float(self.target_deflection))

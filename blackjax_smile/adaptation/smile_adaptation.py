@@ -13,6 +13,7 @@ from blackjax.types import Array, ArrayLikeTree, ArrayTree, PRNGKey
 
 from blackjax_smile import _tree
 from blackjax_smile._averaging import check_averages
+from blackjax_smile._checks import check_key
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.drive import Record, StepHistory, run_on_device, run_on_host
 from blackjax_smile.adaptation.full_batch import adapt_full_batch
@@ -182,6 +183,7 @@ def smile_adaptation(
         return jitted(_adapt_on_device, setting, schedule, minibatch_fn, anew=True)
 
     def run(rng_key: PRNGKey, position: ArrayLikeTree, num_steps: int = 2000):
+        check_key(rng_key)
         position = _tree.as_float_tree(position)
         schedule = build_schedule(num_steps)
         check_axis(options.pool.axis)

@@ -38,7 +38,7 @@ def plot_adaptation(
     info: Any,
     infos: Any = None,
     *,
-    thinning: int = 1,
+    thinning: int | None = None,
     axes: Any = None,
 ) -> Any:
     """Draw step size, deflection and rejections through the warmup, and on through sampling.
@@ -59,10 +59,10 @@ def plot_adaptation(
         History of the infos of sampling, of leading axes ``(draw,)`` or ``(chain,
         draw)``, from `blackjax.util.run_inference_algorithm` or `sample_ensemble`.
     thinning
-        Number of steps from one draw to the next, as it was given to
-        `sample_ensemble` or `sample`. A draw's deflection is the arithmetic mean over
-        those that were accepted: the band narrows, and the line lies a little above the geometric
-        mean of the steps, which is what has a target.
+        Number of steps from one draw to the next, as it was given to `sample_ensemble`;
+        None: that of the `SampleResult`, else 1. A draw's deflection is the arithmetic mean
+        over those that were accepted: the band narrows, and the line lies a little above the
+        geometric mean of the steps, which is what has a target.
     axes
         Three Matplotlib axes; None: new ones.
 
@@ -84,8 +84,8 @@ def plot_adaptation(
     ImportError
         Without matplotlib.
     ValueError
-        If ``info`` holds no history of steps: a full-batch warmup leaves none. If
-        ``thinning`` is less than 1.
+        If ``info`` holds no history of steps: a full-batch warmup leaves none. If ``infos`` is
+        no history of infos, ``axes`` are not three, or ``thinning`` is less than 1.
 
     Examples
     --------
@@ -101,6 +101,7 @@ def plot_adaptation(
     >>> [ax.get_ylabel() for ax in axes][1]
     'deflection (radians)'
     """
+    thinning = getattr(info, "thinning", 1) if thinning is None else thinning
     thinning = positive_integer("thinning", thinning)
     statistics = getattr(info, "statistics", None)
     info = getattr(info, "adaptation", getattr(info, "info", info))
@@ -108,6 +109,15 @@ def plot_adaptation(
         raise ValueError(
             "plot_adaptation needs the info of a warmup with minibatches, which holds `steps`; "
             f"got {type(info).__name__}."
+        )
+    if infos is not None and not hasattr(infos, "is_divergent"):
+        raise ValueError(
+            "infos must be the history of the infos, of sample_ensemble's (states, (positions, "
+            f"infos)) the last; got a {type(infos).__name__}."
+        )
+    if axes is not None and np.shape(axes) != (3,):
+        raise ValueError(
+            f"axes must be three, such as plt.subplots(3)[1]; got the shape {np.shape(axes)}."
         )
     borders = info.schedule.num_probes + np.cumsum([0, *info.schedule.windows])
     warmup = _phase(info.steps.deflection, info.steps.is_divergent, int(borders[0]), 1)

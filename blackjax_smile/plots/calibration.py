@@ -43,6 +43,8 @@ def plot_reliability(
     ------
     ImportError
         Without matplotlib.
+    ValueError
+        For what is no `CalibrationCurve`.
 
     Examples
     --------
@@ -57,9 +59,15 @@ def plot_reliability(
     """
     from scipy import stats  # which JAX itself needs
 
+    many = labelled(curves)
+    for curve in many.values():
+        if not isinstance(curve, CalibrationCurve):
+            raise ValueError(
+                "plot_reliability draws what calibration_curve(probabilities, labels) returns, or "
+                f"a dict of several; got {type(curve).__name__}."
+            )
     ax = new_axes(figsize=(5.5, 5)) if ax is None else ax
     ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0)
-    many = labelled(curves)
     for index, (label, curve) in enumerate(many.items()):
         confidence, accuracy, count = (np.asarray(field, np.float64) for field in curve)
         seen = count > 0

@@ -39,7 +39,7 @@ def plot_energy_error(infos: Any, ax: Any = None, bins: int = 60) -> Any:
     ImportError
         Without matplotlib.
     ValueError
-        If no energy change is finite, or all are equal.
+        If no energy change is finite, or all are equal; for what has no ``energy_change``.
 
     Examples
     --------
@@ -51,6 +51,12 @@ def plot_energy_error(infos: Any, ax: Any = None, bins: int = 60) -> Any:
     >>> plot_energy_error(infos).get_xlabel()
     'absolute energy change of a step (nats)'
     """
+    if not hasattr(infos, "energy_change"):
+        raise ValueError(
+            "plot_energy_error needs infos, which hold the energy_change of every step; got a "
+            f"{type(infos).__name__}. Of a SampleResult, whose statistics are means between draws, "
+            "the warmup's steps do: result.adaptation.steps."
+        )
     ax = new_axes() if ax is None else ax
     errors = np.abs(np.asarray(infos.energy_change, np.float64)).ravel()
     errors = errors[np.isfinite(errors)]

@@ -67,10 +67,10 @@ def plot_predictive_bands(
     """
     quantiles = np.asarray(quantiles, np.float64)
     probabilities = np.asarray(probabilities, np.float64)
-    if quantiles.ndim != 2 or len(quantiles) != len(probabilities):
+    if quantiles.ndim != 2 or quantiles.shape[:1] != probabilities.shape:
         raise ValueError(
-            f"quantiles must have the shape (q, rows) with q = {len(probabilities)} probabilities, "
-            f"got {quantiles.shape}."
+            "quantiles must have the shape (q, rows) and probabilities (q,), each a list, got "
+            f"{quantiles.shape} and {probabilities.shape}."
         )
     given = {"mean": mean, "x": x, "observed": observed}
     rows = {name: np.asarray(v, np.float64) for name, v in given.items() if v is not None}

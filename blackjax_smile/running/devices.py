@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from blackjax.types import ArrayTree
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from blackjax_smile._sharding import automatic_mesh
 
 __all__ = ["Placement"]
 
@@ -42,14 +44,18 @@ class Placement:
             (device,) = jnp.zeros(()).devices()
             object.__setattr__(self, "device", device)
             return
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                "mesh must be a mesh of devices, such as jax.make_mesh((jax.device_count(),), "
+                f"('chains',)), got {mesh!r}."
+            )
         if len(mesh.axis_names) > 2:
             raise ValueError(
                 "mesh needs one axis (chains) or two (chains, rows of a minibatch), got "
                 f"{mesh.axis_names}."
             )
         # The kernels are written for one chain: the partitioner does the rest.
-        auto = (AxisType.Auto,) * len(mesh.axis_names)
-        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+        mesh = automatic_mesh(mesh)
         object.__setattr__(self, "mesh", mesh)
         size = mesh.shape[mesh.axis_names[0]]
         if num_chains % size:

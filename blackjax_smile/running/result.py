@@ -37,6 +37,8 @@ class SampleResult(NamedTuple):
         Structure of what was kept of each draw.
     dims, coords
         As given to `sample`.
+    thinning
+        Steps from one draw to the next.
     """
 
     states: Any
@@ -48,6 +50,7 @@ class SampleResult(NamedTuple):
     treedef: Any
     dims: Mapping[str, Sequence[str]]
     coords: Mapping[str, Any]
+    thinning: int
 
     def __repr__(self) -> str:
         shapes = {name: tuple(array.shape) for name, array in self.draws.items()}

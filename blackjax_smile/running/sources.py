@@ -243,6 +243,13 @@ def open_source(
     if batch_size is not None:
         if callable(minibatches):
             raise ValueError("batch_size belongs to arrays; minibatches is a function already.")
+        # To JAX an iterator or a loader is a leaf.
+        is_leaf = jax.tree_util.all_leaves([minibatches]) and not hasattr(minibatches, "shape")
+        if is_leaf and isinstance(minibatches, Iterable):
+            raise ValueError(
+                f"batch_size belongs to arrays; minibatches is a {type(minibatches).__name__}. If "
+                "it yields minibatches, drop batch_size."
+            )
         leaves = jax.tree.leaves(minibatches)
         if any(_stays_on_host(leaf) for leaf in leaves) or shared:
             axes = () if shared else (num_chains,)

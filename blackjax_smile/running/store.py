@@ -17,13 +17,18 @@ import numpy as np
 from blackjax_smile._extras import require
 from blackjax_smile.running.devices import Placement
 
-__all__ = ["DrawStore", "Rows", "import_zarr", "run_folders"]
+__all__ = ["DrawStore", "Rows", "axis_names", "import_zarr", "run_folders"]
 
 #: Draws of one chain, by group and variable.
 Rows = dict[str, dict[str, np.ndarray]]
 
 #: Entries of a chunk of the coordinate of the draws.
 COORDINATE_CHUNK = 2**16
+
+
+def axis_names(name: str, row: Any, dims: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the names of a variable's axes after chain and draw."""
+    return list(dims.get(name, ())) or [f"{name}_dim_{axis}" for axis in range(len(row.shape))]
 
 
 def import_zarr() -> Any:
@@ -33,7 +38,7 @@ def import_zarr() -> Any:
 
 def _local_folder(name: str, path: str | os.PathLike) -> pathlib.Path:
     """Return a folder independent of the working directory; raise for what is none."""
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     if "://" in text:
         raise ValueError(
             f"{name} must be a folder of this machine, got {text!r}. Mount that place, or copy the "
@@ -119,9 +124,7 @@ class DrawStore:
             group = root.create_group(group_name, attributes=common)
             used: dict[str, int] = {}
             for name, row in variables.items():
-                names = list(dims.get(name, ())) or [
-                    f"{name}_dim_{axis}" for axis in range(len(row.shape))
-                ]
+                names = axis_names(name, row, dims)
                 used |= dict(zip(names, row.shape, strict=True))
                 attributes = {"comment": LP_COMMENT} if name == "lp" else {}
                 group.create_array(

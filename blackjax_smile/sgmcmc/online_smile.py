@@ -19,7 +19,14 @@ from blackjax_smile.sgmcmc import energy_tuner, online_transition, smile
 from blackjax_smile.sgmcmc.online_transition import OnlineSmileInfo, OnlineSmileState
 from blackjax_smile.sgmcmc.running_moments import init_running_moments
 
-__all__ = ["OnlineSmileInfo", "OnlineSmileState", "as_top_level_api", "build_kernel", "init"]
+__all__ = [
+    "OnlineSmileInfo",
+    "OnlineSmileState",
+    "as_top_level_api",
+    "build_kernel",
+    "init",
+    "online_smile",
+]
 
 
 def init(
@@ -83,6 +90,7 @@ def build_kernel(
     adaption_strength=0.02, reset_prob=0.98, smoothing_factor=0.01, minibatch=None)
     -> (state, info)``.
     """
+    smile.check_integrator(integrator)
 
     def kernel(
         rng_key: PRNGKey,
@@ -138,7 +146,7 @@ def build_kernel(
     return kernel
 
 
-def as_top_level_api(
+def online_smile(
     logdensity_fn: Callable,
     step_size: float | Array | None = None,
     *,
@@ -258,6 +266,10 @@ def as_top_level_api(
         )
 
     return SamplingAlgorithm(init_fn, step_fn)
+
+
+#: BlackJAX's name of it. The function has its own, which Python's errors of arguments say.
+as_top_level_api = online_smile
 
 
 def _check(step_size, adaption_prob, adaption_strength, reset_prob, smoothing_factor, L) -> None:

@@ -4,6 +4,7 @@ One minibatch and one gradient per step, in the order position, momentum,
 position, refresh. See `blackjax_smile.sgmcmc.dynamics` for the formulas.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,22 @@ from blackjax.types import Array, ArrayLikeTree, PRNGKey
 from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
+from blackjax_smile._checks import is_number
 from blackjax_smile.minibatch_gradient import takes_minibatch, value_and_grad
 from blackjax_smile.preconditioners.fixed import as_preconditioner, check_dimension
 from blackjax_smile.preconditioners.metric import as_metric
 from blackjax_smile.sgmcmc import dynamics, transition
 from blackjax_smile.sgmcmc.transition import SmileInfo, SmileState
 
-__all__ = ["SmileInfo", "SmileState", "as_top_level_api", "build_kernel", "init"]
+__all__ = [
+    "SmileInfo",
+    "SmileState",
+    "as_top_level_api",
+    "build_kernel",
+    "check_integrator",
+    "init",
+    "smile",
+]
 
 
 def init(
@@ -88,6 +98,18 @@ def init(
     )
 
 
+def check_integrator(integrator: Any) -> None:
+    """Raise unless it may be one of BlackJAX's isokinetic integrators."""
+    is_function = callable(integrator)
+    # BlackJAX's other integrators are given the kinetic energy of a Euclidean momentum.
+    if not is_function or "kinetic_energy_fn" in inspect.signature(integrator).parameters:
+        given = getattr(integrator, "__name__", "a function") if is_function else repr(integrator)
+        raise ValueError(
+            "integrator must be one of BlackJAX's isokinetic integrators, such as "
+            f"blackjax.mcmc.integrators.isokinetic_mclachlan, got {given}."
+        )
+
+
 def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Callable:
     """Build a SMILE kernel.
 
@@ -113,6 +135,8 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
         raise ValueError(f"num_parts must be 1, 2 or 4, got {num_parts}.")
     if num_parts > 1 and integrator is not None:
         raise ValueError("num_parts > 1 needs the default integrator (integrator=None).")
+    if integrator is not None:
+        check_integrator(integrator)
 
     def kernel(
         rng_key: PRNGKey,
@@ -146,7 +170,7 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
     return kernel
 
 
-def as_top_level_api(
+def smile(
     logdensity_fn: Callable,
     L: float | Array = jnp.inf,
     step_size: float | Array | None = None,
@@ -190,8 +214,8 @@ def as_top_level_api(
     ------
     ValueError
         At once for a ``step_size`` that is missing or infinite, for a ``step_size``,
-        ``L`` or ``energy_threshold`` that is not positive, and for an
-        ``inverse_mass_matrix`` that is none; by ``init`` and ``step`` for what does
+        ``L`` or ``energy_threshold`` that is not positive, and for an ``integrator``
+        or ``inverse_mass_matrix`` that is none; by ``init`` and ``step`` for what does
         not fit the position.
 
     References
@@ -212,9 +236,7 @@ def as_top_level_api(
         raise ValueError("smile needs a step_size; smile_adaptation finds one.")
     for name, value in (("step_size", step_size), ("L", L), ("energy_threshold", energy_threshold)):
         is_traced = isinstance(value, jax.core.Tracer)
-        if np.shape(value) or not (
-            is_traced or jnp.issubdtype(np.asarray(value).dtype, jnp.number)
-        ):
+        if not is_number(value):
             raise ValueError(
                 f"{name} must be one number, got {value!r}. Of several chains each has its own "
                 "under jax.vmap."
@@ -245,3 +267,7 @@ def as_top_level_api(
         )
 
     return SamplingAlgorithm(init_fn, step_fn)
+
+
+#: BlackJAX's name of it. The function has its own, which Python's errors of arguments say.
+as_top_level_api = smile
