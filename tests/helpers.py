@@ -59,7 +59,8 @@ class LinearRegression:
     def mode(self):
         return jnp.asarray(self.posterior[0], jnp.float32)
 
-    @property
+    # The same function at every call: a second run of `sample` compiles nothing.
+    @functools.cached_property
     def logdensity_fn(self):
         def loglikelihood(theta, row):
             x, y = row

@@ -60,6 +60,7 @@ def test_stopped_and_resumed_is_undisturbed(stopped, undisturbed, tmp_path):
     assert_identical(sample(copy(stopped, tmp_path / "run.zarr")), undisturbed)
 
 
+@pytest.mark.numerics
 def test_a_finished_run_is_returned_and_can_be_extended(stopped, undisturbed, tmp_path):
     store = copy(stopped, tmp_path / "run.zarr")
     sample(store)
@@ -110,6 +111,7 @@ class Loader:
         self.iterator.set_state(state)
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("kind", [Iterator, Loader])
 def test_the_position_of_a_loader_is_kept(kind, undisturbed, tmp_path, monkeypatch):
     """The resumed run takes little more than what is left, not all from the start."""
@@ -216,6 +218,7 @@ def test_rows_of_another_file_tell_runs_apart():
     assert description(np.zeros(1000)) == description(np.zeros(1000)) != description(other)
 
 
+@pytest.mark.numerics
 def test_a_resumed_run_is_told_again_what_its_warmup_came_to(tmp_path):
     nan = {"positions": jnp.full((2, 5), jnp.nan)}
     for _ in range(2):
@@ -263,6 +266,7 @@ def test_another_version_is_refused(stopped, monkeypatch):
         sample(stopped)
 
 
+@pytest.mark.numerics
 def test_a_damaged_checkpoint_is_not_used(stopped, undisturbed, tmp_path):
     """Its arrays cut, its record gone, or a folder half-written: the one before is."""
     store = copy(stopped, tmp_path / "run.zarr")
@@ -278,6 +282,7 @@ def test_a_damaged_checkpoint_is_not_used(stopped, undisturbed, tmp_path):
     assert_identical(sample(store), undisturbed)
 
 
+@pytest.mark.numerics
 def test_a_damaged_chunk_of_the_store_is_made_again(stopped, undisturbed, tmp_path):
     store = copy(stopped, tmp_path / "run.zarr")
     last = max((store / "posterior" / "x" / "c" / "1").iterdir(), key=lambda p: int(p.name))
@@ -286,6 +291,7 @@ def test_a_damaged_chunk_of_the_store_is_made_again(stopped, undisturbed, tmp_pa
     assert_identical(sample(store), undisturbed)
 
 
+@pytest.mark.numerics
 def test_no_good_checkpoint_is_an_error(tmp_path):
     store = tmp_path / "run.zarr"
     stop_after(500, store)

@@ -12,6 +12,8 @@ import blackjax_smile
 from blackjax_smile import _epochs
 from blackjax_smile._epochs import EpochDetector
 
+pytestmark = pytest.mark.numerics
+
 DATA = 1 + np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
 
 
@@ -74,7 +76,6 @@ def logdensity_fn(x, batch):
     return -0.5 * x @ x - 0.5 * len(DATA) * jnp.mean(jnp.sum((batch - x[None]) ** 2, axis=1))
 
 
-@pytest.mark.numerics
 @pytest.mark.parametrize(
     ("num_chains", "share", "warns"), [(1, False, True), (2, True, True), (4, False, False)]
 )

@@ -10,6 +10,8 @@ import blackjax_smile
 from blackjax_smile.minibatch import NoInfo, ScheduledState
 from helpers import LinearRegression
 
+pytestmark = pytest.mark.numerics
+
 DATA = {"x": jnp.arange(20.0).reshape(10, 2), "label": jnp.arange(10), "extra": (jnp.ones(10),)}
 
 
@@ -135,6 +137,10 @@ class TestWithMinibatches:
         assert isinstance(info, NoInfo)
         assert [x.shape for x in new] == [(2,), (3,)]
 
+    def test_the_api_is_no_algorithm(self):
+        with pytest.raises(ValueError, match=r"algorithm must be what smile.* GenerateSamplingAPI"):
+            blackjax_smile.with_minibatches(blackjax_smile.smile, lambda key: None)
+
     def test_schedule_with_a_bare_state(self):
         algorithm = blackjax.sgld(self.grad_fn)
         bound = blackjax_smile.with_minibatches(algorithm, lambda key: None, lambda count: 1e-3)
@@ -194,3 +200,6 @@ class TestControlVariates:
             self.estimate(batch_size=0)
         with pytest.raises(ValueError, match="dtype int32"):
             blackjax_smile.control_variates(problem.logdensity_fn, jnp.arange(4), problem.data)
+        message = r"in this order, but .* shapes \[\(99,\)\] and \[\(1000, {0}\), \(1000,\)\]"
+        with pytest.raises(ValueError, match=message.format(problem.mode.size)):
+            blackjax_smile.control_variates(problem.logdensity_fn, jnp.ones(99), problem.data)

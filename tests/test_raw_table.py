@@ -32,9 +32,19 @@ def raw_table(scales, rare=0.0):
     return data, scales, covariance @ (X.T.astype(np.float64) @ y), np.diag(covariance)
 
 
-@pytest.mark.parametrize("preconditioner", ["auto", "diagonal", "low_rank", "kronecker"])
+FAR_APART, RARE = ([1e3, 1, 1, 1, 1, 1e-4], 0.0), ([1e2, 1, 1, 1, 1, 1e-2], 0.003)
+
+
 @pytest.mark.parametrize(
-    ("scales", "rare"), [([1e3, 1, 1, 1, 1, 1e-4], 0.0), ([1e2, 1, 1, 1, 1, 1e-2], 0.003)]
+    ("preconditioner", "scales", "rare"),
+    [
+        ("auto", *FAR_APART),
+        ("auto", *RARE),
+        ("diagonal", *RARE),
+        ("low_rank", *FAR_APART),
+        ("kronecker", *FAR_APART),
+        ("kronecker", *RARE),
+    ],
 )
 def test_raw_table(preconditioner, scales, rare):
     """From zero, about a hundred deviations away, nothing set.

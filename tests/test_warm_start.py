@@ -11,6 +11,8 @@ import blackjax_smile
 from blackjax_smile import train_ensemble
 from helpers import LinearRegression
 
+pytestmark = pytest.mark.numerics
+
 MODEL = LinearRegression(d=4, data_size=1000, spread=3.0)
 
 
