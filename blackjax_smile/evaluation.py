@@ -298,5 +298,6 @@ def coverage(probability_transform: Array, levels: Any) -> Array:
             "outputs take one after another."
         )
     distance = jnp.expand_dims(distance, range(1, levels.ndim + 1))
+    inside = (distance <= levels[None]).astype(distance.dtype)
     # Of what is no number nobody knows whether it is inside.
-    return jnp.mean(jnp.where(jnp.isnan(distance), jnp.nan, distance <= levels[None]), axis=0)
+    return jnp.mean(jnp.where(jnp.isnan(distance), jnp.nan, inside), axis=0)

@@ -92,13 +92,13 @@ class Groups:
         return logprior + len(self.data[0]) * jnp.mean(loglikelihood)
 
 
-@pytest.mark.parametrize("preconditioner", ["diagonal", "low_rank", "kronecker"])
+@pytest.mark.parametrize("preconditioner", ["diagonal", "kronecker"])
 def test_effects_of_small_groups(preconditioner):
     """A minibatch of 50 rows says nothing of nine groups in ten.
 
     With the errors of 500 independent parameters averaged, what is allowed is bias alone: 5 % of
     the mean variance (the noise depends on the effects themselves). Before the floor held
-    events that were missed, diagonal and low_rank gave a mean ratio above 1.5 and an ESS of 2.
+    events that were missed, the diagonal map gave a mean ratio above 1.5 and an ESS of 2.
     """
     problem = Groups()
     start = jnp.zeros((4, problem.num_groups, 1))
