@@ -116,7 +116,7 @@ def test_effects_of_small_groups(preconditioner):
         blackjax_smile.minibatch_sampler(problem.data, batch_size=50),
         adapted,
         num_samples=250,
-        thinning=40,
+        thinning=25,
     )
     draws = positions[..., 0]
     z2 = (np.mean(draws, axis=(0, 1)) - problem.mean) ** 2 / problem.variance

@@ -39,10 +39,8 @@ FAR_APART, RARE = ([1e3, 1, 1, 1, 1, 1e-4], 0.0), ([1e2, 1, 1, 1, 1, 1e-2], 0.00
     ("preconditioner", "scales", "rare"),
     [
         ("auto", *FAR_APART),
-        ("auto", *RARE),
         ("diagonal", *RARE),
         ("low_rank", *FAR_APART),
-        ("kronecker", *FAR_APART),
         ("kronecker", *RARE),
     ],
 )
