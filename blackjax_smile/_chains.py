@@ -13,9 +13,22 @@ from blackjax_smile.minibatch import data_size
 
 __all__ = ["check_positions"]
 
+#: Where the positions are in what this package returns.
+POSITIONS = {
+    "TrainedEnsemble": "positions",
+    "EnsembleAdaptation": "state.position",
+    "SampleResult": "states.position",
+    "SmileState": "position",
+}
+
 
 def check_positions(positions: Any) -> tuple[ArrayTree, int]:
     """Return the positions as arrays, and the number of chains, their leading axis."""
+    # By name: the results are made in layers above.
+    if (name := type(positions).__name__) in POSITIONS:
+        raise ValueError(
+            f"positions must be the positions alone, got {name}: pass its {POSITIONS[name]}."
+        )
     positions = automatic(_tree.as_float_tree(positions))
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(positions)]
     single = "For a single chain: jax.tree.map(lambda x: x[None], position)."

@@ -7,18 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["check_key", "check_no_result", "check_probabilities", "is_number", "positive_integer"]
+__all__ = ["check_key", "check_probabilities", "is_number", "positive_integer"]
 
 #: By which probabilities in half precision may be above 1.
 ROUND_OFF = 0.01
-
-#: Where the positions are in what this package returns.
-POSITIONS = {
-    "TrainedEnsemble": "positions",
-    "EnsembleAdaptation": "state.position",
-    "SampleResult": "states.position",
-    "SmileState": "position",
-}
 
 
 def positive_integer(name: str, value: Any) -> int:
@@ -40,16 +32,6 @@ def check_key(rng_key: Any) -> None:
     is_typed = jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (is_typed and rank == 0) and not (dtype == np.uint32 and rank == 1):
         raise ValueError(f"rng_key must be one key, such as jax.random.key(0); got {rng_key!r}.")
-
-
-def check_no_result(positions: Any) -> None:
-    """Raise for a result of this package in place of the positions in it."""
-    # By name: the results are made in layers above.
-    name = type(positions).__name__
-    if name in POSITIONS:
-        raise ValueError(
-            f"positions must be the positions alone, got {name}: pass its {POSITIONS[name]}."
-        )
 
 
 def check_probabilities(name: str, values: Any) -> None:

@@ -29,9 +29,13 @@ class _Keyed:
 
 def with_keys(
     rng_key: PRNGKey, sample_fn: Callable, positions: ArrayLikeTree, data: ArrayLikeTree
-) -> tuple[_Keyed, tuple, tuple]:
-    """Return the function of draws, each with a key of its own, and rows, each with its number."""
-    draws, (num_chains, num_draws) = flat_draws(positions)
+) -> tuple[_Keyed, tuple, tuple, tuple[int, int]]:
+    """Return the function of draws, each with a key of its own, and rows, each with its number.
+
+    And the draws' two leading axes, as `flat_draws` does.
+    """
+    draws, leading = flat_draws(positions)
     # As numbers: each block of rows would count as one more use of the keys.
-    key_data, wrap = unwrap_keys(jax.random.split(rng_key, num_chains * num_draws))
-    return _Keyed(sample_fn, wrap), (draws, key_data), (data, jnp.arange(data_size(data)))
+    key_data, wrap = unwrap_keys(jax.random.split(rng_key, leading[0] * leading[1]))
+    indexed = (data, jnp.arange(data_size(data)))
+    return _Keyed(sample_fn, wrap), (draws, key_data), indexed, leading

@@ -26,11 +26,10 @@ def automatic(tree: ArrayLikeTree) -> Any:
         if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
             return leaf
         sharding = leaf.sharding
-        mesh = getattr(sharding, "mesh", None)
-        if not isinstance(sharding, NamedSharding) or not isinstance(mesh, Mesh):
+        if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, Mesh):
             return leaf
-        if not mesh.explicit_axes:
+        if not sharding.mesh.explicit_axes:
             return leaf
-        return jax.device_put(leaf, NamedSharding(automatic_mesh(mesh), sharding.spec))
+        return jax.device_put(leaf, NamedSharding(automatic_mesh(sharding.mesh), sharding.spec))
 
     return jax.tree.map(convert, tree)

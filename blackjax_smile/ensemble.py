@@ -13,7 +13,7 @@ from blackjax.util import run_inference_algorithm, thin_algorithm
 from blackjax_smile import _tree
 from blackjax_smile._averaging import NOT_AVERAGING
 from blackjax_smile._chains import check_positions
-from blackjax_smile._checks import check_key, check_no_result, positive_integer
+from blackjax_smile._checks import check_key, positive_integer
 from blackjax_smile._jitted import jitted
 from blackjax_smile.adaptation.pooling import CHAIN_AXIS
 from blackjax_smile.adaptation.setup import check_algorithm
@@ -119,7 +119,6 @@ def adapt_ensemble(
             f"warmup must be what smile_adaptation(...) returns, got {type(warmup).__name__}."
         )
     check_key(rng_key)
-    check_no_result(positions)
     positions, num_chains = check_positions(positions)
     keys = jax.random.split(rng_key, num_chains)
 

@@ -187,7 +187,7 @@ def predictive_quantiles(
     probabilities = tuple(float(p) for p in probabilities)
     if not all(0 <= p <= 1 for p in probabilities):
         raise ValueError(f"probabilities must be between 0 and 1, got {probabilities}.")
-    keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
+    keyed, draws, indexed, _ = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
     quantiles = by_rows(keyed, _Quantiles(probabilities), draws, indexed, blocks)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), quantiles)
@@ -272,8 +272,7 @@ def posterior_predictive(
     >>> posterior_predictive(jax.random.key(0), normal, draws, jnp.ones(7)).shape
     (4, 100, 7)
     """
-    _, leading = flat_draws(positions)
-    keyed, draws, indexed = with_keys(rng_key, sample_fn, positions, data)
+    keyed, draws, indexed, leading = with_keys(rng_key, sample_fn, positions, data)
     blocks = Blocks.of(batch_size, draw_batch_size)
     return _by_chains(by_rows_on_host(keyed, draws, indexed, blocks), leading)
 

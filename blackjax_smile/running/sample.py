@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from blackjax_smile._averaging import check_averages
 from blackjax_smile._chains import check_positions
-from blackjax_smile._checks import check_key, check_no_result
+from blackjax_smile._checks import check_key
 from blackjax_smile.adaptation.setup import AdaptationOptions
 from blackjax_smile.adaptation.smile_adaptation import SmileAdaptationInfo
 from blackjax_smile.minibatch import check_random
@@ -26,7 +26,7 @@ from blackjax_smile.running.result import SampleResult
 from blackjax_smile.running.session import Kept, run
 from blackjax_smile.running.settings import Settings
 from blackjax_smile.running.sources import Stream, open_source
-from blackjax_smile.running.store import DrawStore, axis_names, run_folders
+from blackjax_smile.running.store import DrawStore, run_folders
 from blackjax_smile.sgmcmc import smile
 
 __all__ = ["sample"]
@@ -172,7 +172,6 @@ def sample(
     """
     options = AdaptationOptions(preconditioner, target_deflection)
     check_key(rng_key)
-    check_no_result(positions)
     positions, num_chains = check_positions(positions)
     settings = Settings(
         num_chains,
@@ -205,9 +204,7 @@ def sample(
     if callable(source):
         check_random(source, rng_key)
     averages = check_averages(logdensity_fn, first, minibatch_fn(jax.random.fold_in(rng_key, 0)))
-    _check_kept(collect or _position, first, dtype, dims)
     kept = Kept(collect or _position, first, dtype, dims, coords)
-    _check_coords(kept)
     with Engine(
         rng_key, positions, source, logdensity_fn, options, kept.collect, settings, placement
     ) as engine:
@@ -256,32 +253,6 @@ def sample(
 
 def _position(position: ArrayTree) -> ArrayTree:
     return position
-
-
-def _check_kept(collect: Any, position: ArrayTree, dtype: Any, dims: Any) -> None:
-    for name, names in (dims or {}).items():
-        if isinstance(names, str):
-            raise ValueError(f"dims[{name!r}] must be a list such as [{names!r}], got {names!r}.")
-    try:
-        jnp.dtype(dtype)
-    except TypeError as error:
-        raise ValueError(f"dtype must be a dtype such as 'float16', got {dtype!r}.") from error
-    try:
-        jax.eval_shape(collect, position)
-    except TypeError as error:
-        raise ValueError(
-            f"collect must be a function position -> arrays, but calling it failed: {error}"
-        ) from error
-
-
-def _check_coords(kept: Kept) -> None:
-    rows = kept.rows["posterior"].items()
-    known = {"chain"}.union(*(axis_names(name, row, kept.dims) for name, row in rows))
-    if unknown := set(kept.coords) - known:
-        raise ValueError(
-            f"coords names {sorted(unknown)}, but the dimensions of what is kept of a draw are "
-            f"{sorted(known)}: dims gives them names."
-        )
 
 
 def _name(preconditioner: str | PreconditionerEstimator) -> str:

@@ -15,6 +15,7 @@ from blackjax_smile.running.journal import Adapted, Journal
 from blackjax_smile.running.loops import run_sampling, run_warmup
 from blackjax_smile.running.progress import Progress
 from blackjax_smile.running.settings import Settings
+from blackjax_smile.running.store import axis_names
 from blackjax_smile.running.warmup_checks import (
     check_moved,
     warn_of_chains_on_the_way,
@@ -48,7 +49,16 @@ class Kept:
     ):
         self.collect = collect
         self.dims, self.coords = dict(dims or {}), dict(coords or {})
-        collected = jax.eval_shape(collect, position)
+        try:
+            jnp.dtype(dtype)
+        except TypeError as error:
+            raise ValueError(f"dtype must be a dtype such as 'float16', got {dtype!r}.") from error
+        try:
+            collected = jax.eval_shape(collect, position)
+        except TypeError as error:
+            raise ValueError(
+                f"collect must be a function position -> arrays, but calling it failed: {error}"
+            ) from error
         self.treedef = jax.tree.structure(collected)
         leaves = _tree.named_leaves(collected)
         self.names = list(leaves)
@@ -59,6 +69,10 @@ class Kept:
                 f"dims names {sorted(unknown)}, but what is kept of a draw is {self.names}."
             )
         for name, names in self.dims.items():
+            if isinstance(names, str):
+                raise ValueError(
+                    f"dims[{name!r}] must be a list such as [{names!r}], got {names!r}."
+                )
             if taken := sorted({"chain", "draw", *leaves} & set(names)):
                 raise ValueError(
                     f"dims[{name!r}] uses {taken}, the names of other axes or of variables: "
@@ -74,7 +88,7 @@ class Kept:
                     f"dims[{name!r}] names {len(names)} dimensions, but {name} has shape "
                     f"{leaves[name].shape} after chain and draw."
                 )
-        self._check_coords({name: leaf.shape for name, leaf in leaves.items()})
+        self._check_coords(leaves)
         #: One draw of one chain, by group and variable.
         self.rows = {
             "posterior": {
@@ -84,11 +98,11 @@ class Kept:
             "sample_stats": jax.eval_shape(lambda: _statistics_of(position)),
         }
 
-    def _check_coords(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise if a dimension has two lengths, or its coordinates another one."""
+    def _check_coords(self, leaves: Mapping[str, Any]) -> None:
+        """Raise if a dimension has two lengths, its coordinates another one or there is none."""
         sizes: dict[str, int] = {}
         for name, names in self.dims.items():
-            for dim, size in zip(names, shapes[name], strict=True):
+            for dim, size in zip(names, leaves[name].shape, strict=True):
                 if sizes.setdefault(dim, size) != size:
                     raise ValueError(
                         f"dims gives the dimension {dim!r} two lengths, {sizes[dim]} and {size} "
@@ -100,6 +114,12 @@ class Kept:
                     f"coords[{dim!r}] has {len(self.coords[dim])} entries, but the dimension has "
                     f"length {size}."
                 )
+        known = {"chain"}.union(*(axis_names(n, leaf, self.dims) for n, leaf in leaves.items()))
+        if unknown := set(self.coords) - known:
+            raise ValueError(
+                f"coords names {sorted(unknown)}, but the dimensions of what is kept of a draw are "
+                f"{sorted(known)}: dims gives them names."
+            )
 
     def __call__(self, position: ArrayTree) -> dict[str, Array]:
         return _tree.named_leaves(self.collect(position))
