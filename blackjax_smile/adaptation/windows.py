@@ -159,8 +159,6 @@ class WindowedAdaptation(NamedTuple):
         key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
-            # The step went along this momentum; what the refresh added to it moved nothing.
-            kicked = dynamics.kick(state.sampler.momentum, whitened_grad, epsilon)
             zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)
             noise, total = window.noise, []
             draws = _tree.unstack(info.gradient.noise)
@@ -178,7 +176,7 @@ class WindowedAdaptation(NamedTuple):
                     window.isotropy, jax.tree.map(lambda *leaves: jnp.stack(leaves), *total)
                 ),
                 path=refresh_length.update_path(
-                    window.path, state.sampler.momentum, kicked.momentum, epsilon
+                    window.path, state.sampler.momentum, sampler.momentum, epsilon
                 ),
                 energy=energy.update_energy(window.energy, info.energy_change),
                 deflection=window.deflection + info.deflection,

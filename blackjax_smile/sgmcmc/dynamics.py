@@ -19,8 +19,9 @@ from blackjax_smile.preconditioners.base import Preconditioner
 
 __all__ = [
     "Kick",
+    "drift",
     "kick",
-    "position_verlet",
+    "midpoint_kick",
     "random_momentum",
     "refresh",
     "refresh_schedule",
@@ -138,24 +139,22 @@ def turn(deflection: Array, alignment: Array) -> tuple[Array, Array]:
     return towards, 2 * zeta
 
 
-def position_verlet(
+def midpoint_kick(
     value_and_grad_fn: Callable,
     position: ArrayTree,
     residual: ArrayTree,
     momentum: ArrayTree,
     preconditioner: Preconditioner,
     step_size: Array,
-) -> tuple[ArrayTree, ArrayTree, Array, Kick, ArrayTree]:
-    r"""One deterministic step with one gradient, taken at the midpoint.
+) -> tuple[Array, Kick, ArrayTree]:
+    r"""Take the one gradient of a step, at its midpoint, and turn the momentum by it.
 
     .. math::
 
-        x_{1/2} = x + \tfrac{\epsilon}{2} F u, \quad
-        u' = \mathrm{kick}(u, F^T \nabla l(x_{1/2}), \epsilon), \quad
-        x' = x_{1/2} + \tfrac{\epsilon}{2} F u' .
+        x_{1/2} = x + \tfrac{\epsilon}{2} F u, \qquad
+        u' = \mathrm{kick}(u, F^T \nabla l(x_{1/2}), \epsilon) .
 
-    The position moves by at most :math:`\epsilon |F u|`, however large the
-    gradient is.
+    `drift` completes the step.
 
     Parameters
     ----------
@@ -171,17 +170,36 @@ def position_verlet(
 
     Returns
     -------
-    The new position and residual, the log-density at the midpoint, the `Kick`, and
-    the auxiliary output of ``value_and_grad_fn``.
+    The log-density at the midpoint, the `Kick`, and the auxiliary output of
+    ``value_and_grad_fn``.
     """
-    half = 0.5 * step_size
-    midpoint, _ = _tree.move(position, residual, half, preconditioner.to_position(momentum))
+    velocity = preconditioner.to_position(momentum)
+    midpoint, _ = _tree.move(position, residual, 0.5 * step_size, velocity)
     (logdensity, auxiliary), grad = value_and_grad_fn(midpoint)
-    turned = kick(momentum, preconditioner.whiten(grad), step_size)
-    # Both halves from the start: a rejection reads it too, and no velocity has to be kept.
-    both = preconditioner.to_position(jax.tree.map(jnp.add, momentum, turned.momentum))
-    position, residual = _tree.move(position, residual, half, both)
-    return position, residual, logdensity, turned, auxiliary
+    return logdensity, kick(momentum, preconditioner.whiten(grad), step_size), auxiliary
+
+
+def drift(
+    position: ArrayTree,
+    residual: ArrayTree,
+    momentum: ArrayTree,
+    new_momentum: ArrayTree,
+    preconditioner: Preconditioner,
+    step_size: Array,
+) -> tuple[ArrayTree, ArrayTree]:
+    r"""Move the position along the momenta before and after the midpoint.
+
+    .. math:: x' = x + \tfrac{\epsilon}{2} F (u + u')
+
+    By at most :math:`\epsilon |F|`, however large the gradient is. Both halves are taken from the
+    start: no velocity has to be kept, and a step of no length is one not taken.
+
+    Returns
+    -------
+    The new position and its residual.
+    """
+    both = preconditioner.to_position(jax.tree.map(jnp.add, momentum, new_momentum))
+    return _tree.move(position, residual, 0.5 * step_size, both)
 
 
 def refresh_schedule(
@@ -218,6 +236,7 @@ def refresh_schedule(
 def refresh(
     rng_key: PRNGKey,
     momentum: ArrayTree,
+    start: ArrayTree,
     preconditioner: Preconditioner,
     step_size: Array,
     L: Array,
@@ -225,18 +244,31 @@ def refresh(
 ) -> ArrayTree:
     r"""Refresh the momentum over ``interval`` steps, and add the complementary noise.
 
+    Of the momenta :math:`u, u'` before and after a kick,
+
     .. math::
 
-        u' \propto e^{-t/L} u + \sqrt{\frac{1 - e^{-2t/L}}{d}} z
-            + \frac{\sqrt{t \epsilon}}{d - 1} F^T R^{1/2} z', \qquad t = n \epsilon,
+        u'' \propto e^{-t/L} \frac{u + u'}{2} + \frac{u' - u}{2} \sqrt{1 + c^2}
+            + \sqrt{\frac{1 - e^{-2t/L}}{d}} z + \frac{\sqrt{t \epsilon}}{d - 1} F^T R^{1/2} z',
+            \qquad t = n \epsilon,
 
-    where :math:`z, z'` have unit variance and :math:`n` is the interval. The
-    last term is the complementary noise :math:`N(0, R)` of :math:`n` gradients:
-    to first order a gradient :math:`g` turns the momentum by
+    where :math:`z, z'` have unit variance, :math:`n` is the interval and :math:`c^2` the mean
+    square of the last term. This is the complementary noise :math:`N(0, R)` of :math:`n`
+    gradients: to first order a gradient :math:`g` turns the momentum by
     :math:`\epsilon F^T g / (d - 1)`, so the noise can be given to the momentum,
     where it needs no gradient and no draw in every step.
 
+    The refresh acts in the middle of the kick, as the gradient's own noise does: what it damps is
+    :math:`(u + u') / 2`, and the kick's second half follows. After the step, a direction of
+    frequency :math:`\omega` would get :math:`1 - (\epsilon \omega)^2 / 4` of its variance;
+    after the kick, every direction :math:`1 + t / 2L`, up to second order.
+
     With :math:`L = 0` nothing of the old momentum is left and :math:`z` alone is the new one.
+
+    Parameters
+    ----------
+    momentum, start
+        :math:`u'` and :math:`u`; twice the same where there is no kick to divide.
     """
     d = pytree_size(momentum)
     time = step_size * interval.astype(step_size.dtype)
@@ -246,9 +278,16 @@ def refresh(
     trace = jnp.maximum(preconditioner.complement_trace, jnp.finfo(keep.dtype).tiny)
     complementary = jnp.minimum(complementary, MAX_COMPLEMENT_TURN * jax.lax.rsqrt(trace))
     complementary = jnp.where(L > 0, complementary, 0)
+    half_kick = jnp.where(L > 0, jnp.sqrt(1 + complementary**2 * trace), 0)
+    after, before = 0.5 * (keep + half_kick), 0.5 * (keep - half_kick)
     draw = _tree.random_signs if d >= COSTLY_FROM_DIMENSION else _tree.random_normals
     noise = preconditioner.refresh_noise(rng_key, momentum, isotropic, complementary, draw)
-    mixed = jax.tree.map(lambda u, z: keep.astype(u.dtype) * u + z, momentum, noise)
+    mixed = jax.tree.map(
+        lambda v, u, z: after.astype(v.dtype) * v + before.astype(u.dtype) * u + z,
+        momentum,
+        start,
+        noise,
+    )
     return _normalize(mixed)
 
 

@@ -154,7 +154,8 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
             preconditioner = as_preconditioner(inverse_mass_matrix)
             check_dimension(preconditioner, state.position)
             gradient_fn = value_and_grad(logdensity_fn, minibatch, num_parts)
-            new, info = transition.one_gradient_step(state, gradient_fn, preconditioner, step_size)
+            new, info = transition.kicked(state, gradient_fn, preconditioner, step_size)
+            start = state.momentum
         else:
             metric = as_metric(inverse_mass_matrix)
             preconditioner = metric.preconditioner
@@ -163,9 +164,15 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
                 state, logdensity_fn, minibatch, integrator, metric, step_size
             )
         new, info = transition.reject(state, new, info, energy_threshold)
-        momentum = transition.refreshed(rng_key, new, info, preconditioner, step_size, L)
-        clock = (state.clock + 1) % dynamics.CLOCK_CYCLE
-        return new._replace(momentum=momentum, clock=clock), info
+        if integrator is not None:
+            start = new.momentum
+        momentum = transition.refreshed(rng_key, new, start, info, preconditioner, step_size, L)
+        new = new._replace(momentum=momentum, clock=(state.clock + 1) % dynamics.CLOCK_CYCLE)
+        if integrator is None:
+            # The refresh, too, belongs to the midpoint.
+            position, residual = transition.moved(state, momentum, info, preconditioner, step_size)
+            new = new._replace(position=position, residual=residual)
+        return new, info
 
     return kernel
 

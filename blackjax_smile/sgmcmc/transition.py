@@ -18,7 +18,8 @@ __all__ = [
     "SmileInfo",
     "SmileState",
     "integrator_step",
-    "one_gradient_step",
+    "kicked",
+    "moved",
     "refreshed",
     "reject",
 ]
@@ -98,14 +99,17 @@ class SmileInfo(NamedTuple):
     gradient: SplitGradient | None = None
 
 
-def one_gradient_step(state, gradient_fn, preconditioner, step_size):
-    """Return the proposed state and Info of the position-first step."""
+def kicked(state, gradient_fn, preconditioner, step_size):
+    """Return the state with its momentum turned at the midpoint of the step, and the Info.
+
+    `moved` completes the step.
+    """
     dtype = state.logdensity.dtype
-    position, residual, logdensity, kicked, gradient = dynamics.position_verlet(
+    logdensity, kick, gradient = dynamics.midpoint_kick(
         gradient_fn, state.position, state.residual, state.momentum, preconditioner, step_size
     )
     logdensity = logdensity.astype(dtype)
-    kinetic_change = kicked.kinetic_change
+    kinetic_change = kick.kinetic_change
     # From midpoint to midpoint the momentum gets half of each kick.
     energy_change = 0.5 * (state.kinetic_change + kinetic_change) + state.logdensity - logdensity
     energy_change = jnp.where(state.logdensity == -jnp.inf, 0, energy_change)
@@ -113,20 +117,28 @@ def one_gradient_step(state, gradient_fn, preconditioner, step_size):
     finite = jnp.isfinite(logdensity) & jnp.isfinite(kinetic_change) & jnp.isfinite(energy_change)
     energy_change = jnp.where(finite, energy_change, jnp.inf)
     new = state._replace(
-        position=position,
-        residual=residual,
-        momentum=kicked.momentum,
-        logdensity=logdensity,
-        kinetic_change=kinetic_change,
+        momentum=kick.momentum, logdensity=logdensity, kinetic_change=kinetic_change
     )
     return new, SmileInfo(
         logdensity,
         kinetic_change,
         energy_change,
-        kicked.deflection,
-        kicked.alignment,
+        kick.deflection,
+        kick.alignment,
         ~finite,
         gradient,
+    )
+
+
+def moved(state: SmileState, new_momentum, info: SmileInfo, preconditioner, step_size):
+    """Return position and residual after a step from ``state``, unless it was rejected."""
+    return dynamics.drift(
+        state.position,
+        state.residual,
+        state.momentum,
+        new_momentum,
+        preconditioner,
+        jnp.where(info.is_divergent, 0, step_size),
     )
 
 
@@ -192,8 +204,8 @@ def reject(state: SmileState, new: SmileState, info: SmileInfo, energy_threshold
     return new, info._replace(logdensity=new.logdensity, is_divergent=rejected)
 
 
-def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_size, L):
-    """Return the momentum after its refresh, where one is due.
+def refreshed(rng_key, state: SmileState, start, info: SmileInfo, preconditioner, step_size, L):
+    """Return the momentum after its refresh, where one is due; ``start`` is that before the kick.
 
     After a rejection for its energy, and the fourth non-finite one in a row, the momentum is
     drawn afresh; after another non-finite one it stays as `reject` left it.
@@ -207,6 +219,7 @@ def refreshed(rng_key, state: SmileState, info: SmileInfo, preconditioner, step_
         _refresh,
         state.momentum,
         rng_key,
+        start,
         preconditioner,
         step_size,
         # One conditional and one draw for both: a refresh with L = 0 keeps nothing.
