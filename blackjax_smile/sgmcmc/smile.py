@@ -155,7 +155,6 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
             check_dimension(preconditioner, state.position)
             gradient_fn = value_and_grad(logdensity_fn, minibatch, num_parts)
             new, info = transition.kicked(state, gradient_fn, preconditioner, step_size)
-            start = state.momentum
         else:
             metric = as_metric(inverse_mass_matrix)
             preconditioner = metric.preconditioner
@@ -164,12 +163,11 @@ def build_kernel(integrator: Callable | None = None, num_parts: int = 1) -> Call
                 state, logdensity_fn, minibatch, integrator, metric, step_size
             )
         new, info = transition.reject(state, new, info, energy_threshold)
-        if integrator is not None:
-            start = new.momentum
+        # With one gradient the refresh acts in the middle of its kick, halfway.
+        start = state.momentum if integrator is None else new.momentum
         momentum = transition.refreshed(rng_key, new, start, info, preconditioner, step_size, L)
         new = new._replace(momentum=momentum, clock=(state.clock + 1) % dynamics.CLOCK_CYCLE)
         if integrator is None:
-            # The refresh, too, belongs to the midpoint.
             position, residual = transition.moved(state, momentum, info, preconditioner, step_size)
             new = new._replace(position=position, residual=residual)
         return new, info
