@@ -42,7 +42,7 @@ def fit(noise_fn, like, num_draws=2000, num_windows=3, gradient=None, **options)
             noise = noise_fn(key)
             moments = estimator.update(moments, noise, preconditioner.whiten(noise))
             if gradient is not None:
-                moments = estimator.update_gradient(moments, gradient)
+                moments = estimator.update_gradient(moments, gradient, None)
             return moments, None
 
         moments, _ = jax.lax.scan(

@@ -53,7 +53,7 @@ def test_noise_share():
 
 def test_noise_share_with_a_complement():
     """Half of the whitened variance is injected: it is noise in the gradient, too."""
-    half = DensePreconditioner(jnp.eye(3) * 0.5**0.5, jnp.ones(3), jnp.asarray(1.5))
+    half = DensePreconditioner(jnp.eye(3) * 0.5**0.5, jnp.ones(3), jnp.zeros(3), jnp.asarray(1.5))
     white = lambda key: jax.random.normal(key, (10, 3)) * np.sqrt(10)  # noqa: E731
     at_the_mode = measure(white, inverse_mass_matrix=half).whitened
     np.testing.assert_allclose(at_the_mode.eigenvalues, 1.0, atol=0.15)

@@ -273,49 +273,6 @@ def test_floor_follows_the_parameters_scales():
     np.testing.assert_allclose(floor["a"], [FLOOR, FLOOR * 1e6], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["diagonal", "dense", "low_rank_estimate"])
-def test_a_window_lowers_the_floor_to_a_share_of_the_curvature(name):
-    """Noise of variance 1 and 1e-10, none at all, and a curvature of 1e-10 beside noise of 1e-12.
-
-    At first the floor is 1e-4 of the typical variance. Of a parameter that has noise it falls by a
-    hundred in a window, to a quarter of the curvature, or of 0.04 times the noise if that is more.
-    """
-    V = np.array([1.0, 1.0, 1.0, 1e-10, 0.0, 1e-12])
-    H = np.array([1e-2, 1e-2, 1e-2, 1e-12, 1e-10, 1e-10])
-    estimator = ESTIMATORS[name](jnp.zeros(6))
-
-    @jax.jit
-    def window(key, preconditioner):
-        def body(statistics, key):
-            noise_key, signal_key = jax.random.split(key)
-            noise = jnp.asarray(V**0.5) * jax.random.normal(noise_key, (6,))
-            signal = jnp.asarray(H**0.5) * jax.random.normal(signal_key, (6,))
-            statistics = estimator.update(statistics, noise, preconditioner.whiten(noise))
-            return estimator.update_gradient(statistics, noise + signal), None
-
-        start = estimator.init_statistics(preconditioner)
-        statistics, _ = jax.lax.scan(body, start, jax.random.split(key, 4000))
-        return estimator.fit(statistics, preconditioner)
-
-    def floor(preconditioner):
-        if name == "diagonal":
-            return np.asarray(preconditioner.complement / preconditioner.scale**2)
-        return np.asarray(preconditioner.floor)
-
-    preconditioner = estimator.init(jnp.asarray(V))
-    floors = [floor(preconditioner)]
-    for key in jax.random.split(jax.random.key(0), 5):
-        preconditioner = window(key, preconditioner)
-        floors.append(floor(preconditioner))
-    G = np.exp(np.mean(np.log(V[V > 0])))
-    np.testing.assert_allclose(floors[0][3:], FLOOR * G, rtol=0.02)
-    np.testing.assert_allclose(floors[1][[3, 5]], 0.01 * FLOOR * G, rtol=0.02)
-    # 4000 squares have their mean within 5 * sqrt(2 / 4000) of the expected one.
-    expected = 0.25 * np.maximum(H, 0.04 * V)
-    np.testing.assert_allclose(floors[-1][[3, 5]], expected[[3, 5]], rtol=0.12)
-    np.testing.assert_allclose(floors[-1][4], FLOOR * G, rtol=0.1)
-
-
 @pytest.mark.parametrize("estimator", [diagonal_estimator(0), dense_estimator()])
 def test_rounding_is_not_noise(estimator):
     """A variance at round-off level does not drag the geometric mean down."""

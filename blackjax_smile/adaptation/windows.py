@@ -19,7 +19,7 @@ from blackjax_smile.minibatch_gradient import (
     update_isotropy,
     value_and_grad,
 )
-from blackjax_smile.preconditioners.base import PreconditionerEstimator
+from blackjax_smile.preconditioners.base import PreconditionerEstimator, curvature_step
 from blackjax_smile.preconditioners.moments import init_moments, update_moments, variance_of
 from blackjax_smile.preconditioners.variances import geometric_mean
 from blackjax_smile.sgmcmc import dynamics
@@ -159,6 +159,9 @@ class WindowedAdaptation(NamedTuple):
         key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
+            change = jax.tree.map(
+                lambda new, old: new.astype(old.dtype) - old, info.gradient.mean, state.grad
+            )
             zero, one = jnp.zeros_like(epsilon), jnp.ones_like(epsilon)
             noise, total = window.noise, []
             draws = _tree.unstack(info.gradient.noise)
@@ -170,8 +173,10 @@ class WindowedAdaptation(NamedTuple):
                 )
                 noise = self.estimator.update(noise, draw, whitened)
                 total.append(jax.tree.map(jnp.add, whitened, complement))
+            moved = jax.tree.map(lambda u: epsilon * u, state.sampler.momentum)
+            step = curvature_step(state.preconditioner, change, moved, whitened_grad)
             return window._replace(
-                noise=self.estimator.update_gradient(noise, info.gradient.mean),
+                noise=self.estimator.update_gradient(noise, info.gradient.mean, step),
                 isotropy=update_isotropy(
                     window.isotropy, jax.tree.map(lambda *leaves: jnp.stack(leaves), *total)
                 ),

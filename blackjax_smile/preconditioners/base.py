@@ -10,8 +10,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from blackjax.types import Array, ArrayTree, PRNGKey
+from jax.flatten_util import ravel_pytree
 
-__all__ = ["Preconditioner", "PreconditionerEstimator"]
+__all__ = [
+    "CurvatureStep",
+    "Preconditioner",
+    "PreconditionerEstimator",
+    "curvature_step",
+    "raveled",
+]
 
 #: Draws unit-variance noise in the shapes of a tree.
 Draw = Callable[[PRNGKey, ArrayTree], ArrayTree]
@@ -52,6 +59,45 @@ class Preconditioner(Protocol):
         ...
 
 
+class CurvatureStep(NamedTuple):
+    r"""What a step says of the curvature, as it is and in whitened coordinates.
+
+    change, whitened_change
+        By what the gradient differs from that of the last step.
+    displacement, whitened_displacement
+        By what the positions of the two gradients differ.
+    whitened_gradient
+        The gradient.
+    """
+
+    change: ArrayTree
+    displacement: ArrayTree
+    whitened_change: ArrayTree
+    whitened_displacement: ArrayTree
+    whitened_gradient: ArrayTree
+
+
+def curvature_step(
+    preconditioner: Preconditioner,
+    change: ArrayTree,
+    whitened_displacement: ArrayTree,
+    whitened_gradient: ArrayTree,
+) -> CurvatureStep:
+    """Return the step, of which what a statistic does not use costs nothing under `jax.jit`."""
+    return CurvatureStep(
+        change=change,
+        displacement=preconditioner.to_position(whitened_displacement),
+        whitened_change=preconditioner.whiten(change),
+        whitened_displacement=whitened_displacement,
+        whitened_gradient=whitened_gradient,
+    )
+
+
+def raveled(step: CurvatureStep) -> CurvatureStep:
+    """Return the step with each of its trees as one vector."""
+    return CurvatureStep(*(ravel_pytree(tree)[0] for tree in step))
+
+
 class PreconditionerEstimator(NamedTuple):
     r"""How the adaptation estimates one kind of preconditioner, as pure functions.
 
@@ -77,8 +123,9 @@ class PreconditionerEstimator(NamedTuple):
         :math:`D^{-1} R D^{-1}`, where the tree ``scale`` is the diagonal of :math:`D`; it
         differs from 1 only where there is no noise. By default the map as it is.
     update_gradient
-        ``(statistics, gradient) -> statistics``: add the gradient of one step, noise and all; a sum
-        over steps, as ``update``. By default nothing is added.
+        ``(statistics, gradient, step) -> statistics``: add the gradient of one step, noise and all,
+        and what it says of the curvature, a `CurvatureStep`; a sum over steps, as ``update``. By
+        default nothing is added.
     many_draws
         Whether three draws of the noise per minibatch, from its quarters, are worth
         their cost: where correlations of many parameters are estimated.
@@ -90,5 +137,7 @@ class PreconditionerEstimator(NamedTuple):
     fit: Callable[[Any, Any], Any]
     noise_eigenvalues: Callable[[Any, Any], tuple[Array, Array]]
     restrain: Callable[[Any, ArrayTree], Any] = lambda preconditioner, scale: preconditioner
-    update_gradient: Callable[[Any, ArrayTree], Any] = lambda statistics, gradient: statistics
+    update_gradient: Callable[[Any, ArrayTree, CurvatureStep], Any] = lambda statistics, *_: (
+        statistics
+    )
     many_draws: bool = False

@@ -8,8 +8,13 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
-from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import floor_level, noise_floor
+from blackjax_smile.preconditioners.base import (
+    CurvatureStep,
+    Draw,
+    PreconditionerEstimator,
+    raveled,
+)
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor, softened_level
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
@@ -18,6 +23,7 @@ from blackjax_smile.preconditioners.moments import (
     update_moments,
     variance_of,
 )
+from blackjax_smile.preconditioners.stiffness import excess_stiffness, principal_curvature
 from blackjax_smile.preconditioners.variances import geometric_mean
 
 __all__ = ["DensePreconditioner", "dense_estimator"]
@@ -39,10 +45,15 @@ class DensePreconditioner:
     floor
         Diagonal of :math:`R`, the variance of the complementary noise of the
         gradient, shape ``(d,)``.
+    softening
+        What of the complementary noise keeps stiff directions from moving too freely: the
+        variance that it adds along each column of :math:`F`, in whitened coordinates, shape
+        ``(d,)``, between 0 and 1.
     """
 
     factor: Array
     floor: Array
+    softening: Array
     complement_trace: Array
 
     def to_position(self, momentum: ArrayTree) -> ArrayTree:
@@ -63,12 +74,11 @@ class DensePreconditioner:
     ) -> ArrayTree:
         key_isotropic, key_complementary = jax.random.split(rng_key)
         flat, unravel = ravel_pytree(draw(key_complementary, momentum))
-        complement = self.whiten(unravel(jnp.sqrt(self.floor).astype(flat.dtype) * flat))
-        return jax.tree.map(
-            lambda z, c: isotropic.astype(z.dtype) * z + complementary.astype(z.dtype) * c,
-            draw(key_isotropic, momentum),
-            complement,
-        )
+        complement = (jnp.sqrt(self.floor).astype(flat.dtype) * flat) @ self.factor
+        # What is diagonal in whitened coordinates shares one draw.
+        flat, _ = ravel_pytree(draw(key_isotropic, momentum))
+        scale = jnp.sqrt(isotropic**2 + complementary**2 * self.softening)
+        return unravel((scale * flat + complementary * complement).astype(flat.dtype))
 
 
 def dense_estimator() -> PreconditionerEstimator:
@@ -91,29 +101,33 @@ def dense_estimator() -> PreconditionerEstimator:
         return _with_trace(jnp.diag(jax.lax.rsqrt(total)), floor)
 
     def init_statistics(preconditioner: DensePreconditioner) -> NoiseMoments:
-        return init_moments(preconditioner.floor, with_outer=True, with_gradient=True)
+        return init_moments(
+            preconditioner.floor, with_outer=True, with_gradient=True, with_curvature=True
+        )
 
     def update(moments: NoiseMoments, noise: ArrayTree, whitened_noise: ArrayTree) -> NoiseMoments:
         return update_moments(moments, ravel_pytree(noise)[0], whitened_noise)
 
-    def complement(factor: Array, floor: Array) -> Array:
-        return factor.T @ (floor[:, None] * factor)
-
-    def add_gradient(moments: NoiseMoments, gradient: ArrayTree) -> NoiseMoments:
-        return update_gradient(moments, ravel_pytree(gradient)[0])
+    def add_gradient(
+        moments: NoiseMoments, gradient: ArrayTree, step: CurvatureStep
+    ) -> NoiseMoments:
+        return update_gradient(moments, ravel_pytree(gradient)[0], raveled(step))
 
     def fit(moments: NoiseMoments, preconditioner: DensePreconditioner) -> DensePreconditioner:
         variance = variance_of(moments)
-        floor = noise_floor(variance, floor_level(moments, preconditioner.floor))
+        level = softened_level(moments, floor_level(moments, preconditioner.floor))
+        floor = noise_floor(variance, level)
         assert moments.whitened_outer is not None
         total = moments.whitened_outer / jnp.maximum(moments.count, 1)
-        total += complement(preconditioner.factor, floor)
+        total += _complement(preconditioner.factor, floor)
         enough = moments.count >= DRAWS_PER_PARAMETER * len(floor)
         total = jnp.where(enough, total, jnp.diag(jnp.diag(total)))
         lower = jnp.linalg.cholesky(total)
         transposed = jax.scipy.linalg.solve_triangular(lower, preconditioner.factor.T, lower=True)
-        usable = (geometric_mean(variance) > 0) & jnp.all(jnp.isfinite(transposed))
-        return _tree.select(usable, _with_trace(transposed.T, floor), preconditioner)
+        fitted = _with_trace(transposed.T, floor)
+        fitted = _soften(fitted, moments, lower, enough)
+        usable = (geometric_mean(variance) > 0) & jnp.all(jnp.isfinite(fitted.factor))
+        return _tree.select(usable, fitted, preconditioner)
 
     def restrain(preconditioner: DensePreconditioner, scale: ArrayTree) -> DensePreconditioner:
         rows, _ = ravel_pytree(scale)
@@ -124,7 +138,8 @@ def dense_estimator() -> PreconditionerEstimator:
         )
 
     def noise_eigenvalues(moments: NoiseMoments, preconditioner: DensePreconditioner):
-        return eigenvalue_range(moments, complement(preconditioner.factor, preconditioner.floor))
+        injected = _complement(preconditioner.factor, preconditioner.floor)
+        return eigenvalue_range(moments, injected + jnp.diag(preconditioner.softening))
 
     return PreconditionerEstimator(
         init,
@@ -138,5 +153,29 @@ def dense_estimator() -> PreconditionerEstimator:
     )
 
 
-def _with_trace(factor: Array, floor: Array) -> DensePreconditioner:
-    return DensePreconditioner(factor, floor, jnp.sum(factor**2 * floor[:, None]))
+def _with_trace(factor: Array, floor: Array, softening: Array | float = 0.0) -> DensePreconditioner:
+    softening = jnp.broadcast_to(jnp.asarray(softening, floor.dtype), floor.shape)
+    trace = jnp.sum(factor**2 * floor[:, None]) + jnp.sum(softening)
+    return DensePreconditioner(factor, floor, softening, trace)
+
+
+def _complement(factor: Array, floor: Array) -> Array:
+    """Return the covariance of the floor's noise in whitened coordinates."""
+    return factor.T @ (floor[:, None] * factor)
+
+
+def _soften(
+    fitted: DensePreconditioner, moments: NoiseMoments, lower: Array, enough: Array
+) -> DensePreconditioner:
+    """Return the map that moves stiff directions less, with noise along them in exchange."""
+    assert moments.curvature is not None
+    axes, curvature = principal_curvature(
+        moments.curvature, moments.num_gradients, lower, _complement(fitted.factor, fitted.floor)
+    )
+    # The range of a sample covariance's eigenvalues.
+    spread = (1 + jnp.sqrt(len(lower) / jnp.maximum(moments.num_gradients, 1))) ** 2
+    excess = jnp.where(enough, excess_stiffness(curvature, spread), 1)
+    softened = fitted.factor @ (axes * jax.lax.rsqrt(excess)[None, :])
+    # No rotation without need: it mixes parameters of very different floors.
+    factor = jnp.where(jnp.any(excess > 1), softened, fitted.factor)
+    return _with_trace(factor, fitted.floor, 1 - 1 / excess)

@@ -154,7 +154,7 @@ def as_preconditioner(inverse_mass_matrix: Any) -> Preconditioner:
         _check(factor, bool_fn=lambda a: bool(np.all(np.isfinite(a))), what="positive definite")
         _check(array, bool_fn=lambda a: np.allclose(a, a.T, rtol=1e-4), what="symmetric")
         no_floor = jnp.zeros(len(array), array.dtype)
-        return DensePreconditioner(factor, no_floor, jnp.zeros((), array.dtype))
+        return DensePreconditioner(factor, no_floor, no_floor, jnp.zeros((), array.dtype))
     raise ValueError(
         "inverse_mass_matrix must be a scalar, a vector (d,) or a square matrix (d, d); "
         f"got an array of shape {array.shape}."

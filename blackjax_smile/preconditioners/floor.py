@@ -10,12 +10,14 @@ noise of variance :math:`V_{ii}` that it whitens is taken to be :math:`V_{ii} + 
 import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
+from jax.flatten_util import ravel_pytree
 
 from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
 from blackjax_smile.preconditioners.rare_events import missed_variance
+from blackjax_smile.preconditioners.stiffness import SOFT, excess_stiffness
 from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-__all__ = ["FLOOR", "curvature_bound", "floor_level", "noise_floor"]
+__all__ = ["FLOOR", "curvature_bound", "floor_level", "noise_floor", "softened_level"]
 
 #: :math:`\lambda`.
 FLOOR = 1e-4
@@ -46,16 +48,16 @@ def noise_floor(variance: ArrayTree, level: ArrayTree) -> ArrayTree:
 def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
     r"""Return :math:`G_i` of `noise_floor` from a window's moments.
 
-    .. math:: \lambda G_i = \min(\lambda G, \tfrac14 H_{ii}) + e_i ,
+    .. math:: \lambda G_i = \min(\lambda G, B_i) + e_i ,
 
-    where :math:`G` is the `geometric_mean` of all variances, :math:`\tfrac14 H` the
+    where :math:`G` is the `geometric_mean` of all variances, :math:`B_i` the
     `curvature_bound` and :math:`e_i` what the window may have missed, see `missed_variance`.
 
     Where a parameter of little noise moves too freely, its curvature is stiff in whitened
     coordinates, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
     :math:`\lambda G` is far above :math:`V_{ii}`, as for a column of small numbers, the second
-    bound lets the parameter move as freely as the others. It takes some noise to trust it, and
-    it lowers a floor by a factor of a hundred per window: the gradient of a parameter
+    bound lets the parameter move as freely as the others. It
+    lowers a floor by a factor of a hundred per window: the gradient of a parameter
     that has not come far yet is small, and if it has not in a window of :math:`n` steps,
     :math:`H_{ii} / R_{ii} < 1 / n`.
 
@@ -74,14 +76,55 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
         return jax.tree.map(lambda e: G.astype(e.dtype) + e / FLOOR, missed)
 
     def level(v, is_noisy, square, old, e):
-        mean_square = square / jnp.maximum(moments.num_gradients, 1).astype(square.dtype)
-        bound = jnp.maximum(curvature_bound(mean_square, v), MAX_DECREASE * old)
-        typical = jnp.full_like(v, G)
-        return jnp.where(is_noisy, jnp.minimum(typical, bound / FLOOR), typical) + e / FLOOR
+        bound = jnp.where(is_noisy, curvature_bound(square, v), square / SOFT)
+        bound = jnp.where(square > 0, jnp.maximum(bound, MAX_DECREASE * old), jnp.inf)
+        return jnp.minimum(G.astype(v.dtype), bound / FLOOR) + e / FLOOR
 
     return jax.tree.map(
-        level, variance, has_noise(variance), moments.gradient_square, old_floor, missed
+        level, variance, has_noise(variance), mean_gradient_square(moments), old_floor, missed
     )
+
+
+def softened_level(moments: NoiseMoments, level: ArrayTree) -> ArrayTree:
+    r"""Return the level with more under parameters that it leaves stiff, by themselves.
+
+    As `stiffness.principal_curvature` and `excess_stiffness` have it for directions: of a
+    parameter whose noise, floor included, is :math:`T_i = V_{ii} + R_{ii}`,
+
+    .. math:: h_i = \frac{1}{T_i} \min\left(E[g_i^2] - V_{ii},
+        -\frac{E[\Delta g_i \Delta x_i]}{E[\Delta x_i^2]}\right) .
+    """
+    if moments.gradient_square is None:
+        return level
+    variance = variance_of(moments)
+    total = jax.tree.map(jnp.add, variance, noise_floor(variance, level))
+    squares = mean_gradient_square(moments)
+
+    def curvature(v, t, square, secant, displacement):
+        secant = secant / jnp.maximum(displacement, jnp.finfo(displacement.dtype).tiny)
+        return jnp.maximum(jnp.minimum(square - v, secant), 0) / jnp.where(t > 0, t, 1)
+
+    h, unravel = ravel_pytree(
+        jax.tree.map(
+            curvature, variance, total, squares, moments.secant, moments.displacement_square
+        )
+    )
+    # Five standard errors of a mean square.
+    spread = 1 + 5 * jnp.sqrt(2 / jnp.maximum(moments.num_gradients, 1))
+    excess = unravel(excess_stiffness(h, spread).astype(h.dtype))
+    return jax.tree.map(
+        lambda G, v, t, x: jnp.where(x > 1, (t * x - v) / FLOOR - v, G),
+        level,
+        variance,
+        total,
+        excess,
+    )
+
+
+def mean_gradient_square(moments: NoiseMoments) -> ArrayTree:
+    """Return the mean squares of a window's gradients, noise and all."""
+    count = jnp.maximum(moments.num_gradients, 1)
+    return jax.tree.map(lambda s: s / count.astype(s.dtype), moments.gradient_square)
 
 
 def curvature_bound(gradient_square: Array, variance: Array) -> Array:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
 
+from blackjax_smile.preconditioners.base import CurvatureStep
 from blackjax_smile.preconditioners.kronecker_side import Evidence, Side, diagonal_of
 from blackjax_smile.preconditioners.matrix_layout import matrix_layout
 from blackjax_smile.preconditioners.rare_events import missed_variance
@@ -88,8 +89,11 @@ def update_kronecker_moments(
     )
 
 
-def update_kronecker_gradient(moments: KroneckerMoments, gradient: ArrayTree) -> KroneckerMoments:
+def update_kronecker_gradient(
+    moments: KroneckerMoments, gradient: ArrayTree, step: CurvatureStep | None
+) -> KroneckerMoments:
     """Add the gradient of a step."""
+    del step
 
     def add(side: SideMoments, gradient: Array) -> SideMoments:
         square = jnp.sum(gradient.astype(side.squares.dtype) ** 2, axis=1)

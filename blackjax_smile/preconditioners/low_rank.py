@@ -10,9 +10,14 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
-from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
+from blackjax_smile.preconditioners.base import (
+    CurvatureStep,
+    Draw,
+    PreconditionerEstimator,
+    raveled,
+)
 from blackjax_smile.preconditioners.fixed import LowRankPreconditioner
-from blackjax_smile.preconditioners.floor import floor_level, noise_floor
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor, softened_level
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     init_moments,
@@ -131,16 +136,16 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
             sketch.image + flat[:, None] * (flat @ sketch.probes)[None, :],
         )
 
-    def add_gradient(sketch: Sketch, gradient: ArrayTree) -> Sketch:
+    def add_gradient(sketch: Sketch, gradient: ArrayTree, step: CurvatureStep) -> Sketch:
         flat, _ = ravel_pytree(gradient)
-        return sketch._replace(moments=update_gradient(sketch.moments, flat))
+        return sketch._replace(moments=update_gradient(sketch.moments, flat, raveled(step)))
 
     def fit(
         sketch: Sketch, preconditioner: EstimatedLowRankPreconditioner
     ) -> EstimatedLowRankPreconditioner:
         count = jnp.maximum(sketch.moments.count, 1)
         variance = variance_of(sketch.moments)
-        level = floor_level(sketch.moments, preconditioner.floor)
+        level = softened_level(sketch.moments, floor_level(sketch.moments, preconditioner.floor))
         diagonal = _preconditioner(
             variance, level, preconditioner.U, jnp.ones_like(sketch.probes[0])
         )

@@ -9,7 +9,13 @@ from blackjax.util import pytree_size
 from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
+from blackjax_smile.preconditioners.base import CurvatureStep
 from blackjax_smile.preconditioners.rare_events import num_present
+from blackjax_smile.preconditioners.stiffness import (
+    CurvatureMoments,
+    init_curvature,
+    update_curvature,
+)
 
 __all__ = [
     "NoiseMoments",
@@ -23,7 +29,7 @@ __all__ = [
 
 
 class NoiseMoments(NamedTuple):
-    """Moments of a window's gradient noise, whose mean is zero by construction.
+    r"""Moments of a window's gradient noise, whose mean is zero by construction.
 
     count
         Number of draws.
@@ -40,6 +46,11 @@ class NoiseMoments(NamedTuple):
         Number of gradients.
     gradient_square
         Tree of their summed squares, noise and all, or None.
+    secant, displacement_square
+        Trees of summed :math:`-\Delta g_i \Delta x_i` and :math:`\Delta x_i^2`, from step to step,
+        or None.
+    curvature
+        What tells the curvature of directions, or None.
     """
 
     count: Array
@@ -48,10 +59,16 @@ class NoiseMoments(NamedTuple):
     whitened_outer: Array | None
     num_gradients: Array
     gradient_square: ArrayTree | None
+    secant: ArrayTree | None = None
+    displacement_square: ArrayTree | None = None
+    curvature: CurvatureMoments | None = None
 
 
 def init_moments(
-    like: ArrayTree, with_outer: bool = False, with_gradient: bool = False
+    like: ArrayTree,
+    with_outer: bool = False,
+    with_gradient: bool = False,
+    with_curvature: bool = False,
 ) -> NoiseMoments:
     """Return empty moments for noise in the shapes of ``like``."""
     d, dtype = pytree_size(like), _tree.scalar_dtype(like)
@@ -63,6 +80,9 @@ def init_moments(
         whitened_outer=jnp.zeros((d, d), dtype) if with_outer else None,
         num_gradients=jnp.zeros((), dtype),
         gradient_square=zeros if with_gradient else None,
+        secant=zeros if with_gradient else None,
+        displacement_square=zeros if with_gradient else None,
+        curvature=init_curvature(d, dtype) if with_curvature else None,
     )
 
 
@@ -86,13 +106,21 @@ def update_moments(
     )
 
 
-def update_gradient(moments: NoiseMoments, gradient: ArrayTree) -> NoiseMoments:
+def update_gradient(
+    moments: NoiseMoments, gradient: ArrayTree, step: CurvatureStep
+) -> NoiseMoments:
     """Add the gradient of a step, if they are followed."""
     if moments.gradient_square is None:
         return moments
+    # The displacement from the last window's last step was under another map.
+    has_last = moments.num_gradients > 0
+    moved = jax.tree.map(lambda x: jnp.where(has_last, x, 0), step.displacement)
     return moments._replace(
         num_gradients=moments.num_gradients + 1,
         gradient_square=add_square(moments.gradient_square, gradient),
+        secant=jax.tree.map(lambda s, g, x: s - g * x, moments.secant, step.change, moved),
+        displacement_square=add_square(moments.displacement_square, moved),
+        curvature=update_curvature(moments.curvature, step, has_last),
     )
 
 

@@ -1,0 +1,128 @@
+r"""Directions that are stiff in whitened coordinates, and by how much to move them less.
+
+A map that whitens the gradient noise moves a direction the more freely the less noise it has.
+Where something other than the data holds it tightly, as a prior of small deviation, a soft
+constraint on a sum or a random walk of small steps, it is then stiff: the step, set by the
+gradient as a whole, is too long for it, or too short for all others.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from blackjax.types import Array
+
+from blackjax_smile.preconditioners.base import CurvatureStep
+from blackjax_smile.preconditioners.eigen import eigh
+
+__all__ = [
+    "SOFT",
+    "CurvatureMoments",
+    "excess_stiffness",
+    "init_curvature",
+    "principal_curvature",
+    "update_curvature",
+]
+
+#: A direction is stiff from this many times the typical mean square of a whitened gradient on.
+STIFF = 2.0
+
+#: What the noise of a stiff direction is raised to: its curvature is this share of it.
+SOFT = 0.1
+
+
+class CurvatureMoments(NamedTuple):
+    r"""Outer products in whitened coordinates, summed over a window's steps, shape ``(d, d)``.
+
+    gradient
+        Of the gradients.
+    secant
+        Of minus the gradients' changes from step to step and the displacements.
+    displacement
+        Of the displacements.
+    """
+
+    gradient: Array
+    secant: Array
+    displacement: Array
+
+
+def init_curvature(dimension: int, dtype: Any) -> CurvatureMoments:
+    """Return empty sums."""
+    zeros = jnp.zeros((dimension, dimension), dtype)
+    return CurvatureMoments(zeros, zeros, zeros)
+
+
+def update_curvature(
+    moments: CurvatureMoments | None, step: CurvatureStep, has_last: Array
+) -> CurvatureMoments | None:
+    """Add a step; its change and displacement only where the window holds the last one."""
+    if moments is None:
+        return None
+    _, _, change, displacement, gradient = step
+    displacement = jnp.where(has_last, displacement, 0)
+    return CurvatureMoments(
+        moments.gradient + jnp.outer(gradient, gradient),
+        moments.secant - jnp.outer(change, displacement),
+        moments.displacement + jnp.outer(displacement, displacement),
+    )
+
+
+def principal_curvature(
+    moments: CurvatureMoments, count: Array, lower: Array, complement: Array
+) -> tuple[Array, Array]:
+    r"""Return the principal axes of a window's gradient, and the curvature along each.
+
+    In the stationary law the mean square of a whitened gradient along an axis, complementary noise
+    included, is :math:`s_k = 1 + h_k`, the noise and the curvature. On the way there it is
+    more, and what the gradient changes by over a displacement, with which the noise is not
+    correlated, tells the curvature:
+
+    .. math:: h_k = \min\left(s_k - 1, -\frac{E[\Delta g_k \Delta y_k]}{E[\Delta y_k^2]}\right)
+
+    (The noise of the last step turned the momentum, which adds 1 to the ratio.)
+
+    Parameters
+    ----------
+    moments
+        In the coordinates whitened by :math:`F`.
+    count
+        Number of gradients.
+    lower
+        :math:`W`: the axes are those of the coordinates whitened by :math:`F W^{-T}`.
+    complement
+        Covariance of the complementary noise there.
+
+    Returns
+    -------
+    Axes, as columns, and their curvatures, not negative.
+    """
+    half = jax.scipy.linalg.solve_triangular(lower, moments.gradient, lower=True)
+    squares = jax.scipy.linalg.solve_triangular(lower, half.T, lower=True)
+    squares, axes = eigh(squares / jnp.maximum(count, 1) + complement)
+    along = jax.scipy.linalg.solve_triangular(lower.T, axes, lower=False)  # of gradients
+    across = lower @ axes  # of displacements
+    secant = jnp.sum(along * (moments.secant @ across), axis=0)
+    displacement = jnp.sum(across * (moments.displacement @ across), axis=0)
+    secant = secant / jnp.maximum(displacement, jnp.finfo(secant.dtype).tiny)
+    return axes, jnp.maximum(jnp.minimum(squares - 1, secant), 0)
+
+
+def excess_stiffness(curvature: Array, spread: Array) -> Array:
+    r"""Return by what to multiply the noise of each direction so that none is stiff.
+
+    With :math:`q` the harmonic mean of all :math:`1 + h_k`, typical of the softer ones however
+    many are stiff, a direction with :math:`1 + h_k > 4 q` gets the curvature of a soft one,
+
+    .. math:: \frac{h_k}{q - 1 + 0.1} .
+
+    Parameters
+    ----------
+    curvature
+        :math:`h_k`, shape ``(d,)``.
+    spread
+        Up to what sampling alone spreads :math:`1 + h_k`.
+    """
+    typical = 1 / jnp.mean(1 / (1 + curvature))
+    is_stiff = 1 + curvature > STIFF * spread * typical
+    return jnp.where(is_stiff, curvature / (typical - 1 + SOFT), 1)
