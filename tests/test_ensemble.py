@@ -55,7 +55,8 @@ def test_every_chain_samples_the_posterior(pooled):
     for draws in positions:
         assert_moments(draws, mean, np.diag(covariance), bias_mean=0.05, bias_variance=0.05)
     assert infos.deflection.shape == (4, 1000)
-    np.testing.assert_allclose(infos.deflection.mean(), 0.25, rtol=0.15)
+    # On target is the geometric mean of a running one: over eight seeds 0.274 +- 0.007.
+    np.testing.assert_allclose(infos.deflection.mean(), 0.274, rtol=0.1)
 
 
 @pytest.mark.parametrize("preconditioner", ["dense", "low_rank", "kronecker"])

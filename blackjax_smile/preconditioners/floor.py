@@ -50,16 +50,15 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
 
     .. math:: \lambda G_i = \min(\lambda G, B_i) + e_i ,
 
-    where :math:`G` is the `geometric_mean` of all variances, :math:`B_i` the
-    `curvature_bound` and :math:`e_i` what the window may have missed, see `missed_variance`.
+    where :math:`G` is the `geometric_mean` of all variances, :math:`B_i` the `curvature_bound`, or
+    :math:`10 E[g_i^2]` without noise, and :math:`e_i` what the window may have missed, see
+    `missed_variance`.
 
-    Where a parameter of little noise moves too freely, its curvature is stiff in whitened
-    coordinates, and :math:`H_{ii} / R_{ii} \le 4` is not stiff. So where
-    :math:`\lambda G` is far above :math:`V_{ii}`, as for a column of small numbers, the second
-    bound lets the parameter move as freely as the others. It
-    lowers a floor by a factor of a hundred per window: the gradient of a parameter
+    Where :math:`\lambda G` is far above what a parameter's own curvature asks for, as for a column
+    of small numbers or the mean of effects in large units, :math:`B_i` lets it move as freely as
+    the others. It lowers a floor by a factor of a hundred per window: the gradient of a parameter
     that has not come far yet is small, and if it has not in a window of :math:`n` steps,
-    :math:`H_{ii} / R_{ii} < 1 / n`.
+    :math:`H_{ii} / R_{ii} < 1 / n`. What it leaves stiff is for `softened_level`.
 
     Parameters
     ----------

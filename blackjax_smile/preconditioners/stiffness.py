@@ -24,10 +24,11 @@ __all__ = [
     "update_curvature",
 ]
 
-#: A direction is stiff from this many times the typical mean square of a whitened gradient on.
+#: A direction is stiff from this many times the typical mean square of a whitened gradient on. (In
+#: the posterior 4 would do; on the way, where steps are long, chains got stuck with it.)
 STIFF = 2.0
 
-#: What the noise of a stiff direction is raised to: its curvature is this share of it.
+#: The curvature of a softened direction, as a share of its noise, beyond the typical one.
 SOFT = 0.1
 
 
@@ -75,12 +76,11 @@ def principal_curvature(
 
     In the stationary law the mean square of a whitened gradient along an axis, complementary noise
     included, is :math:`s_k = 1 + h_k`, the noise and the curvature. On the way there it is
-    more, and what the gradient changes by over a displacement, with which the noise is not
-    correlated, tells the curvature:
+    more, and what the gradient changes by over a displacement tells the curvature:
 
     .. math:: h_k = \min\left(s_k - 1, -\frac{E[\Delta g_k \Delta y_k]}{E[\Delta y_k^2]}\right)
 
-    (The noise of the last step turned the momentum, which adds 1 to the ratio.)
+    (The last gradient's noise has turned the momentum, which adds 1 to the ratio.)
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def excess_stiffness(curvature: Array, spread: Array) -> Array:
     r"""Return by what to multiply the noise of each direction so that none is stiff.
 
     With :math:`q` the harmonic mean of all :math:`1 + h_k`, typical of the softer ones however
-    many are stiff, a direction with :math:`1 + h_k > 4 q` gets the curvature of a soft one,
+    many are stiff, a direction with :math:`1 + h_k > 2 q` gets the curvature of a soft one,
 
     .. math:: \frac{h_k}{q - 1 + 0.1} .
 
