@@ -2,7 +2,7 @@ r"""Directions that are stiff in whitened coordinates, and by how much to move t
 
 A map that whitens the gradient noise moves a direction the more freely the less noise it has.
 Where something other than the data holds it tightly, as a prior of small deviation, a soft
-constraint on a sum or a random walk of small steps, it is then stiff: the step, set by the
+constraint on a sum, it is then stiff: the step, set by the
 gradient as a whole, is too long for it, or too short for all others.
 """
 
@@ -24,8 +24,8 @@ __all__ = [
     "update_curvature",
 ]
 
-#: A direction is stiff from this many times the typical mean square of a whitened gradient on. (In
-#: the posterior 4 would do; on the way, where steps are long, chains got stuck with it.)
+#: A direction is stiff from this many times the third power of the typical square on. (In the
+#: posterior 4 would do; on the way, where steps are long, chains got stuck with it.)
 STIFF = 2.0
 
 #: The curvature of a softened direction, as a share of its noise, beyond the typical one.
@@ -112,9 +112,12 @@ def excess_stiffness(curvature: Array, spread: Array) -> Array:
     r"""Return by what to multiply the noise of each direction so that none is stiff.
 
     With :math:`q` the harmonic mean of all :math:`1 + h_k`, typical of the softer ones however
-    many are stiff, a direction with :math:`1 + h_k > 2 q` gets the curvature of a soft one,
+    many are stiff, a direction with :math:`1 + h_k > 2 q^3` gets the curvature of a soft one,
 
     .. math:: \frac{h_k}{q - 1 + 0.1} .
+
+    The third power leaves directions alone where the noise is weak, :math:`q \gg 1`, as under
+    control variates: the momentum is kept for long there, and injected noise would turn it.
 
     Parameters
     ----------
@@ -124,5 +127,5 @@ def excess_stiffness(curvature: Array, spread: Array) -> Array:
         Up to what sampling alone spreads :math:`1 + h_k`.
     """
     typical = 1 / jnp.mean(1 / (1 + curvature))
-    is_stiff = 1 + curvature > STIFF * spread * typical
+    is_stiff = 1 + curvature > STIFF * spread * typical**3
     return jnp.where(is_stiff, curvature / (typical - 1 + SOFT), 1)
