@@ -14,7 +14,7 @@ from blackjax_smile.preconditioners.base import (
     PreconditionerEstimator,
     raveled,
 )
-from blackjax_smile.preconditioners.floor import floor_level, noise_floor, softened_level
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
@@ -115,7 +115,7 @@ def dense_estimator() -> PreconditionerEstimator:
 
     def fit(moments: NoiseMoments, preconditioner: DensePreconditioner) -> DensePreconditioner:
         variance = variance_of(moments)
-        level = softened_level(moments, floor_level(moments, preconditioner.floor))
+        level = floor_level(moments, preconditioner.floor)
         floor = noise_floor(variance, level)
         assert moments.whitened_outer is not None
         total = moments.whitened_outer / jnp.maximum(moments.count, 1)

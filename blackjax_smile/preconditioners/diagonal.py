@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile import _tree
 from blackjax_smile.preconditioners.base import Draw, PreconditionerEstimator
-from blackjax_smile.preconditioners.floor import FLOOR, floor_level, noise_floor, softened_level
+from blackjax_smile.preconditioners.floor import FLOOR, floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     eigenvalue_range,
@@ -134,7 +134,7 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
             lambda c, s: c / s**2, preconditioner.complement, preconditioner.scale
         )
         variance = variance_of(moments)
-        level = softened_level(moments, floor_level(moments, old_floor))
+        level = floor_level(moments, old_floor)
         new = from_variance(variance, level)
         return _tree.select(geometric_mean(variance) > 0, new, preconditioner)
 

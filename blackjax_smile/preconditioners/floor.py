@@ -14,10 +14,10 @@ from jax.flatten_util import ravel_pytree
 
 from blackjax_smile.preconditioners.moments import NoiseMoments, variance_of
 from blackjax_smile.preconditioners.rare_events import missed_variance
-from blackjax_smile.preconditioners.stiffness import SOFT, excess_stiffness
+from blackjax_smile.preconditioners.stiffness import SOFT, excess_stiffness, smaller_curvature
 from blackjax_smile.preconditioners.variances import geometric_mean, has_noise
 
-__all__ = ["FLOOR", "curvature_bound", "floor_level", "noise_floor", "softened_level"]
+__all__ = ["FLOOR", "curvature_bound", "floor_level", "noise_floor"]
 
 #: :math:`\lambda`.
 FLOOR = 1e-4
@@ -58,7 +58,8 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
     of small numbers or the mean of effects in large units, :math:`B_i` lets it move as freely as
     the others. It lowers a floor by a factor of a hundred per window: the gradient of a parameter
     that has not come far yet is small, and if it has not in a window of :math:`n` steps,
-    :math:`H_{ii} / R_{ii} < 1 / n`. What it leaves stiff is for `softened_level`.
+    :math:`H_{ii} / R_{ii} < 1 / n`. What it leaves stiff is softened: more
+    floor under it, by `excess_stiffness`.
 
     Parameters
     ----------
@@ -79,12 +80,13 @@ def floor_level(moments: NoiseMoments, old_floor: ArrayTree) -> ArrayTree:
         bound = jnp.where(square > 0, jnp.maximum(bound, MAX_DECREASE * old), jnp.inf)
         return jnp.minimum(G.astype(v.dtype), bound / FLOOR) + e / FLOOR
 
-    return jax.tree.map(
+    hard = jax.tree.map(
         level, variance, has_noise(variance), mean_gradient_square(moments), old_floor, missed
     )
+    return _softened_level(moments, hard)
 
 
-def softened_level(moments: NoiseMoments, level: ArrayTree) -> ArrayTree:
+def _softened_level(moments: NoiseMoments, level: ArrayTree) -> ArrayTree:
     r"""Return the level with more under parameters that it leaves stiff, by themselves.
 
     As `stiffness.principal_curvature` and `excess_stiffness` have it for directions: of a
@@ -93,15 +95,12 @@ def softened_level(moments: NoiseMoments, level: ArrayTree) -> ArrayTree:
     .. math:: h_i = \frac{1}{T_i} \min\left(E[g_i^2] - V_{ii},
         -\frac{E[\Delta g_i \Delta x_i]}{E[\Delta x_i^2]}\right) .
     """
-    if moments.gradient_square is None:
-        return level
     variance = variance_of(moments)
     total = jax.tree.map(jnp.add, variance, noise_floor(variance, level))
     squares = mean_gradient_square(moments)
 
     def curvature(v, t, square, secant, displacement):
-        secant = secant / jnp.maximum(displacement, jnp.finfo(displacement.dtype).tiny)
-        return jnp.maximum(jnp.minimum(square - v, secant), 0) / jnp.where(t > 0, t, 1)
+        return smaller_curvature(square - v, secant, displacement) / jnp.where(t > 0, t, 1)
 
     h, unravel = ravel_pytree(
         jax.tree.map(

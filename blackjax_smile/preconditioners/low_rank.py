@@ -17,7 +17,7 @@ from blackjax_smile.preconditioners.base import (
     raveled,
 )
 from blackjax_smile.preconditioners.fixed import LowRankPreconditioner
-from blackjax_smile.preconditioners.floor import floor_level, noise_floor, softened_level
+from blackjax_smile.preconditioners.floor import floor_level, noise_floor
 from blackjax_smile.preconditioners.moments import (
     NoiseMoments,
     init_moments,
@@ -145,7 +145,7 @@ def low_rank_estimator(num_directions: int = NUM_DIRECTIONS) -> PreconditionerEs
     ) -> EstimatedLowRankPreconditioner:
         count = jnp.maximum(sketch.moments.count, 1)
         variance = variance_of(sketch.moments)
-        level = softened_level(sketch.moments, floor_level(sketch.moments, preconditioner.floor))
+        level = floor_level(sketch.moments, preconditioner.floor)
         diagonal = _preconditioner(
             variance, level, preconditioner.U, jnp.ones_like(sketch.probes[0])
         )

@@ -114,13 +114,16 @@ def update_gradient(
         return moments
     # The displacement from the last window's last step was under another map.
     has_last = moments.num_gradients > 0
-    moved = jax.tree.map(lambda x: jnp.where(has_last, x, 0), step.displacement)
+    moved, whitened = jax.tree.map(
+        lambda x: jnp.where(has_last, x, 0), (step.displacement, step.whitened_displacement)
+    )
+    step = step._replace(displacement=moved, whitened_displacement=whitened)
     return moments._replace(
         num_gradients=moments.num_gradients + 1,
         gradient_square=add_square(moments.gradient_square, gradient),
         secant=jax.tree.map(lambda s, g, x: s - g * x, moments.secant, step.change, moved),
         displacement_square=add_square(moments.displacement_square, moved),
-        curvature=update_curvature(moments.curvature, step, has_last),
+        curvature=update_curvature(moments.curvature, step),
     )
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "excess_stiffness",
     "init_curvature",
     "principal_curvature",
+    "smaller_curvature",
     "update_curvature",
 ]
 
@@ -55,13 +56,12 @@ def init_curvature(dimension: int, dtype: Any) -> CurvatureMoments:
 
 
 def update_curvature(
-    moments: CurvatureMoments | None, step: CurvatureStep, has_last: Array
+    moments: CurvatureMoments | None, step: CurvatureStep
 ) -> CurvatureMoments | None:
-    """Add a step; its change and displacement only where the window holds the last one."""
+    """Add a step."""
     if moments is None:
         return None
     _, _, change, displacement, gradient = step
-    displacement = jnp.where(has_last, displacement, 0)
     return CurvatureMoments(
         moments.gradient + jnp.outer(gradient, gradient),
         moments.secant - jnp.outer(change, displacement),
@@ -104,8 +104,13 @@ def principal_curvature(
     across = lower @ axes  # of displacements
     secant = jnp.sum(along * (moments.secant @ across), axis=0)
     displacement = jnp.sum(across * (moments.displacement @ across), axis=0)
-    secant = secant / jnp.maximum(displacement, jnp.finfo(secant.dtype).tiny)
-    return axes, jnp.maximum(jnp.minimum(squares - 1, secant), 0)
+    return axes, smaller_curvature(squares - 1, secant, displacement)
+
+
+def smaller_curvature(signal: Array, secant: Array, displacement: Array) -> Array:
+    """Return the smaller of a gradient's square beyond its noise and the secant, at least 0."""
+    tiny = jnp.finfo(displacement.dtype).tiny
+    return jnp.maximum(jnp.minimum(signal, secant / jnp.maximum(displacement, tiny)), 0)
 
 
 def excess_stiffness(curvature: Array, spread: Array) -> Array:
