@@ -16,6 +16,7 @@ from blackjax_smile.adaptation.restraint import (
     update_squares,
 )
 from blackjax_smile.minibatch_gradient import SplitGradient
+from blackjax_smile.preconditioners.fixed import as_preconditioner
 from helpers import ESTIMATORS, assert_moments, sample
 
 pytestmark = pytest.mark.numerics
@@ -24,6 +25,7 @@ STRUCTURED = [name for name in ESTIMATORS if name != "identity"]
 POSITION = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2), "mean": jnp.ones(2)}
 VARIANCE = {"kernel": 1.0, "bias": 1.0, "mean": 0.0}
 SCALE = {**POSITION, "mean": 0.1 * POSITION["mean"]}
+MAP = as_preconditioner(4.0)
 
 
 class Hierarchy:
@@ -73,6 +75,38 @@ def test_a_stiff_hyperparameter_from_zero(preconditioner):
     assert not jnp.any(infos.is_divergent)
 
 
+def test_means_in_different_units_in_one_vector():
+    """The kronecker map restrains them number by number; as a whole it left 6 effective draws.
+
+    Two outcomes of the same groups, the second in units of 1/1000. Allowed bias as above.
+    """
+    problem = Hierarchy()
+    units = np.array([1, 1000], np.float32)
+    values, group = problem.data
+    rows = np.column_stack([values, values[::-1]]), np.column_stack([group, group[::-1]])
+    spread = problem.spread
+
+    def logprior(x):
+        groups = jnp.sum(((x["groups"] - x["mean"][None]) / units[None]) ** 2)
+        return -0.5 * groups / spread**2 - 0.5 * jnp.sum((x["mean"] / units) ** 2)
+
+    def loglikelihood(x, row):
+        values, group = row
+        return -0.5 * jnp.sum((values - x["groups"][group, jnp.arange(2)] / units) ** 2)
+
+    draws, infos, *_ = sample(
+        blackjax.sgmcmc.gradients.logdensity_estimator(logprior, loglikelihood, len(values)),
+        blackjax_smile.minibatch_sampler(rows, 60),
+        {"groups": jnp.zeros((problem.num_groups, 2)), "mean": jnp.zeros(2)},
+        *(2000, 20_000),
+        preconditioner="kronecker",
+    )
+    for k, unit in enumerate(units):
+        flat = np.column_stack([draws["groups"][..., k], draws["mean"][:, k]]) / unit
+        assert_moments(flat, problem.mean, np.diag(problem.covariance), 0.05, 0.05)
+    assert not jnp.any(infos.is_divergent)
+
+
 def restrained(name):
     """Return a map fitted to noise that leaves one leaf out, and the same map restrained."""
     estimator = ESTIMATORS[name](POSITION)
@@ -114,12 +148,17 @@ class TestMap:
             np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-def squares_of(num_steps=400):
-    """Gradients of deviation 7, no noise in one leaf, which the map stretches by 2."""
-    squares = init_squares(POSITION)
+def squares_of(num_steps=400, vector_limit=0):
+    """Gradients of deviation 7, no noise in one leaf, which the map stretches by 2.
+
+    There, of deviations 7 and 700 where its numbers are looked at one by one.
+    """
+    squares = init_squares(POSITION, vector_limit)
     for key in jax.random.split(jax.random.key(0), num_steps):
         grad_key, noise_key = jax.random.split(key)
         grad = jax.tree.map(lambda x: 7 * x, _tree.random_normals(grad_key, POSITION))
+        if vector_limit:
+            grad["mean"] *= jnp.array([1, 100])
         noise = jax.tree.map(
             lambda v, n: 1e-3 * v * n[None], VARIANCE, _tree.random_normals(noise_key, POSITION)
         )
@@ -131,18 +170,29 @@ def squares_of(num_steps=400):
 def test_restraint_is_for_leaves_without_noise_alone():
     squares = squares_of()
     stretch = {"kernel": jnp.asarray(0.25), "bias": jnp.asarray(0.25), "mean": jnp.asarray(9 / 4)}
-    scale = restraint(squares, stretch, POSITION)
+    scale = restraint(squares, stretch, MAP, POSITION)
     assert scale["kernel"] == scale["bias"] == 1
     # 49 / 4 per parameter of the others, 49 * 9 of this leaf.
     np.testing.assert_allclose(scale["mean"], np.sqrt(NOISELESS_SHARE / 4 / 9), rtol=0.1)
     gentle = {**stretch, "mean": jnp.asarray(1e-4)}
-    assert restraint(squares, gentle, POSITION)["mean"] == 1
+    assert restraint(squares, gentle, MAP, POSITION)["mean"] == 1
+
+
+def test_numbers_of_a_vector_are_restrained_one_by_one():
+    squares = squares_of(vector_limit=2)
+    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), MAP, POSITION)
+    assert scale["kernel"] == 1
+    np.testing.assert_array_equal(scale["bias"], [1, 1])
+    # 49 per parameter of the others; the map makes 49 * 4 and that times 100^2 of these two.
+    np.testing.assert_allclose(
+        scale["mean"], np.sqrt(NOISELESS_SHARE / 4) / np.array([1, 100]), rtol=0.1
+    )
 
 
 def test_nothing_is_restrained_without_any_noise():
     squares = squares_of(10)
     squares = squares._replace(noise=jax.tree.map(jnp.zeros_like, squares.noise))
-    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), POSITION)
+    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), MAP, POSITION)
     assert all(c == 1 for c in jax.tree.leaves(scale))
 
 

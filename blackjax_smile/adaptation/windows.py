@@ -112,7 +112,7 @@ class WindowedAdaptation(NamedTuple):
             isotropy=init_isotropy(momentum, self.num_parts - 1),
             path=refresh_length.init_path(momentum),
             energy=energy.init_energy(dtype),
-            squares=restraint.init_squares(momentum),
+            squares=restraint.init_squares(momentum, self.estimator.vector_limit),
             deflection=jnp.zeros((), dtype),
             alignment=jnp.zeros((), dtype),
             num_rejected=jnp.zeros((), jnp.int32),
@@ -217,22 +217,25 @@ class WindowedAdaptation(NamedTuple):
 
         And the squared norms of the last gradient's leaves under it.
         """
-        empty = restraint.init_squares(state.grad)
+        empty = restraint.init_squares(state.grad, self.estimator.vector_limit)
         squares = self.pool.sums(state.window.squares, empty)
         fitted = self.estimator.fit(moments, state.preconditioner)
         norms2 = restraint.squared_norms(fitted.whiten(state.grad))
         stretch = jax.tree.map(
             lambda new, old: new / jnp.where(old > 0, old, 1), norms2, state.grad_norms2
         )
-        scale = restraint.restraint(squares, stretch, state.grad)
+        scale = restraint.restraint(squares, stretch, fitted, state.grad)
         scale = jax.tree.map(self.pool.median, scale)
+        least = jnp.min(jnp.stack([jnp.min(c, initial=1) for c in jax.tree.leaves(scale)]))
         # A branch, which takes one copy of the parameters less.
         restrained = jax.lax.cond(
-            jnp.min(jnp.stack(jax.tree.leaves(scale))) < 1,
+            least < 1,
             self.estimator.restrain,
             lambda preconditioner, scale: preconditioner,
             fitted,
-            jax.tree.map(jnp.full_like, state.grad, scale),
+            jax.tree.map(
+                lambda c, g: jnp.broadcast_to(c.astype(g.dtype), g.shape), scale, state.grad
+            ),
         )
         return restrained, restraint.squared_norms(restrained.whiten(state.grad))
 

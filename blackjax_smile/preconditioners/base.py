@@ -126,6 +126,9 @@ class PreconditionerEstimator(NamedTuple):
         ``(statistics, gradient, step) -> statistics``: add the gradient of one step, noise and all,
         and what it says of the curvature, a `CurvatureStep`; a sum over steps, as ``update``. By
         default nothing is added.
+    vector_limit
+        Vectors of up to so many numbers are restrained number by number, other leaves as a whole;
+        0 where the map softens stiff parameters by itself.
     many_draws
         Whether three draws of the noise per minibatch, from its quarters, are worth
         their cost: where correlations of many parameters are estimated.
@@ -140,4 +143,5 @@ class PreconditionerEstimator(NamedTuple):
     update_gradient: Callable[[Any, ArrayTree, CurvatureStep], Any] = lambda statistics, *_: (
         statistics
     )
+    vector_limit: int = 0
     many_draws: bool = False

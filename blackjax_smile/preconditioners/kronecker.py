@@ -182,7 +182,6 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
     def restrain(
         preconditioner: KroneckerPreconditioner, scale: ArrayTree
     ) -> KroneckerPreconditioner:
-        # One number per leaf is one per row of its matrix.
         rows = [jnp.min(m, axis=1) for m in preconditioner.layout.to_matrices(scale)]
         left = [restrain_side(side, r) for r, side in zip(rows, preconditioner.left, strict=True)]
         return dataclasses.replace(preconditioner, left=left)
@@ -199,6 +198,7 @@ def kronecker_estimator(side_limit: int = SIDE_LIMIT) -> PreconditionerEstimator
         noise_eigenvalues,
         restrain,
         update_kronecker_gradient,
+        vector_limit=side_limit,
     )
 
 
