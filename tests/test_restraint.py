@@ -10,13 +10,11 @@ import blackjax_smile
 from blackjax_smile import _tree
 from blackjax_smile.adaptation.restraint import (
     NOISELESS_SHARE,
-    init_squares,
+    init_moments,
     restraint,
-    squared_norms,
-    update_squares,
+    update_moments,
 )
 from blackjax_smile.minibatch_gradient import SplitGradient
-from blackjax_smile.preconditioners.fixed import as_preconditioner
 from helpers import ESTIMATORS, assert_moments, sample
 
 pytestmark = pytest.mark.numerics
@@ -25,7 +23,6 @@ STRUCTURED = [name for name in ESTIMATORS if name != "identity"]
 POSITION = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2), "mean": jnp.ones(2)}
 VARIANCE = {"kernel": 1.0, "bias": 1.0, "mean": 0.0}
 SCALE = {**POSITION, "mean": 0.1 * POSITION["mean"]}
-MAP = as_preconditioner(4.0)
 
 
 class Hierarchy:
@@ -148,51 +145,90 @@ class TestMap:
             np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-def squares_of(num_steps=400, vector_limit=0):
+INFINITE = jnp.asarray(jnp.inf)
+
+
+def moments_of(num_steps=2000, vector_limit=0, scales=(7.0, 7.0), offset=0.0):
     """Gradients of deviation 7, no noise in one leaf, which the map stretches by 2.
 
-    There, of deviations 7 and 700 where its numbers are looked at one by one.
+    The whitened curvatures there are the squares of twice ``scales``, and ``offset`` is a constant
+    part of the gradient, as on the way to the posterior. The momenta are independent.
     """
-    squares = init_squares(POSITION, vector_limit)
-    for key in jax.random.split(jax.random.key(0), num_steps):
-        grad_key, noise_key = jax.random.split(key)
+    moments = init_moments(POSITION, vector_limit)
+    scales, position = 2 * jnp.asarray(scales), jnp.zeros(2)
+    momentum = _tree.random_normals(jax.random.key(1), POSITION)
+
+    def step(carry, key):
+        moments, position, momentum = carry
+        grad_key, noise_key, key = jax.random.split(key, 3)
         grad = jax.tree.map(lambda x: 7 * x, _tree.random_normals(grad_key, POSITION))
-        if vector_limit:
-            grad["mean"] *= jnp.array([1, 100])
         noise = jax.tree.map(
             lambda v, n: 1e-3 * v * n[None], VARIANCE, _tree.random_normals(noise_key, POSITION)
         )
-        whitened = squared_norms({**grad, "mean": 2 * grad["mean"]})
-        squares = update_squares(squares, SplitGradient(grad, noise), whitened)
-    return squares
+        position += 0.1 * momentum["mean"]
+        wide = grad["mean"] / 7 * scales if offset == 0 else -(scales**2) * position + offset
+        whitened = {**grad, "mean": wide}
+        after = _tree.random_normals(key, POSITION)
+        moments = update_moments(
+            moments,
+            SplitGradient({**grad, "mean": wide / 2}, noise),
+            whitened,
+            (momentum, after),
+            jnp.asarray(0.1),
+            jnp.asarray(True),
+            vector_limit,
+        )
+        return (moments, position, after), None
+
+    keys = jax.random.split(jax.random.key(0), num_steps)
+    (moments, _, _), _ = jax.lax.scan(step, (moments, position, momentum), keys)
+    return moments
+
+
+def ones_like(moments):
+    return jax.tree.map(jnp.ones_like, moments.square)
 
 
 def test_restraint_is_for_leaves_without_noise_alone():
-    squares = squares_of()
+    moments = moments_of()
     stretch = {"kernel": jnp.asarray(0.25), "bias": jnp.asarray(0.25), "mean": jnp.asarray(9 / 4)}
-    scale = restraint(squares, stretch, MAP, POSITION)
+    ones = ones_like(moments)
+    scale = restraint(moments, (stretch, ones), INFINITE, POSITION)
     assert scale["kernel"] == scale["bias"] == 1
     # 49 / 4 per parameter of the others, 49 * 9 of this leaf.
     np.testing.assert_allclose(scale["mean"], np.sqrt(NOISELESS_SHARE / 4 / 9), rtol=0.1)
     gentle = {**stretch, "mean": jnp.asarray(1e-4)}
-    assert restraint(squares, gentle, MAP, POSITION)["mean"] == 1
+    assert restraint(moments, (gentle, ones), INFINITE, POSITION)["mean"] == 1
 
 
 def test_numbers_of_a_vector_are_restrained_one_by_one():
-    squares = squares_of(vector_limit=2)
-    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), MAP, POSITION)
+    moments = moments_of(vector_limit=2, scales=(7, 700))
+    scale = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)
     assert scale["kernel"] == 1
     np.testing.assert_array_equal(scale["bias"], [1, 1])
-    # 49 per parameter of the others; the map makes 49 * 4 and that times 100^2 of these two.
+    # 49 per parameter of the others, 49 * 4 and that times 100^2 of these two.
     np.testing.assert_allclose(
         scale["mean"], np.sqrt(NOISELESS_SHARE / 4) / np.array([1, 100]), rtol=0.1
     )
 
 
+def test_secants_know_the_curvature_of_what_is_far_away():
+    """By the gradient's square, a thousand times its deviation, it would hardly move any more."""
+    moments = moments_of(vector_limit=2, scales=(0.5, 5), offset=1e4)
+    by_squares = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)["mean"]
+    assert jnp.all(by_squares < 1e-3)
+    scale = restraint(moments, (ones_like(moments),) * 2, jnp.asarray(1.0), POSITION)["mean"]
+    # Exact secants, 1 and 100, plus two standard errors of up to a tenth.
+    others = sum(jnp.sum(moments.secant[k]) for k in ("kernel", "bias"))
+    others /= sum(jnp.sum(moments.displacement[k]) for k in ("kernel", "bias"))
+    expected = np.sqrt(NOISELESS_SHARE * float(others) / np.array([1, 100]))
+    np.testing.assert_allclose(scale, np.minimum(expected, 1), rtol=0.1)
+
+
 def test_nothing_is_restrained_without_any_noise():
-    squares = squares_of(10)
-    squares = squares._replace(noise=jax.tree.map(jnp.zeros_like, squares.noise))
-    scale = restraint(squares, jax.tree.map(jnp.ones_like, squares.noise), MAP, POSITION)
+    moments = moments_of(10)
+    moments = moments._replace(noise=jax.tree.map(jnp.zeros_like, moments.noise))
+    scale = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)
     assert all(c == 1 for c in jax.tree.leaves(scale))
 
 

@@ -6,7 +6,7 @@ their own part of the density is steep, the floor lets them move so freely that 
 stiff in whitened coordinates, and the step, set by the gradient as a whole, too long for them.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,16 @@ from blackjax.types import Array, ArrayTree
 
 from blackjax_smile import _tree
 from blackjax_smile.minibatch_gradient import SplitGradient
-from blackjax_smile.preconditioners.base import Preconditioner
+from blackjax_smile.preconditioners.base import PreconditionerEstimator
 
-__all__ = ["GradientSquares", "init_squares", "restraint", "squared_norms", "update_squares"]
+__all__ = [
+    "GradientMoments",
+    "init_moments",
+    "products",
+    "restrain",
+    "restraint",
+    "update_moments",
+]
 
 #: Noise below this share of the squared gradient is round-off.
 NEGLIGIBLE_NOISE = 1e-8
@@ -24,99 +31,181 @@ NEGLIGIBLE_NOISE = 1e-8
 #: A parameter without noise has, whitened, this share of what squared gradient others have.
 NOISELESS_SHARE = 0.1
 
+#: What a window's secants say of a curvature, plus this many standard errors.
+STANDARD_ERRORS = 2.0
 
-class GradientSquares(NamedTuple):
-    """Squares of a window's gradients, summed over its steps.
 
-    gradient
-        Of the gradient: a tree of vectors where the numbers of a leaf are looked at one by one,
-        of scalars elsewhere.
-    whitened, noise
-        Of the whitened gradient, and of a draw of the noise in it: trees of scalars.
+class GradientMoments(NamedTuple):
+    r"""Sums over a window's steps, of whitened gradients unless it is said otherwise.
+
+    Trees with one entry for a leaf, or one for each number of a vector that is looked at number
+    by number.
+
+    count
+        Number of steps.
+    raw, noise
+        Squares of the gradient as it is, and of a draw of the noise in it, one for each leaf.
+    square
+        Squares.
+    secant, secant_square
+        Minus the products of changes from step to step and displacements, and their squares.
+    displacement
+        Squares of the displacements.
+    last
+        No sum: the products of the last gradient and the momentum after it; NaN at first.
     """
 
-    gradient: ArrayTree
-    whitened: ArrayTree
+    count: Array
+    raw: ArrayTree
     noise: ArrayTree
+    square: ArrayTree
+    secant: ArrayTree
+    secant_square: ArrayTree
+    displacement: ArrayTree
+    last: ArrayTree
 
 
-def squared_norms(tree: ArrayTree) -> ArrayTree:
-    """Return the squared norm of each leaf."""
-    return jax.tree.map(lambda x: jnp.sum(x.astype(_tree.accumulation_dtype(x)) ** 2), tree)
+def products(a: ArrayTree, b: ArrayTree, vector_limit: int = 0) -> ArrayTree:
+    """Return the scalar products of two trees' leaves; of small vectors those of all numbers."""
+
+    def product(x: Array, y: Array) -> Array:
+        dtype = _tree.accumulation_dtype(x)
+        xy = x.astype(dtype) * y.astype(dtype)
+        return xy if x.ndim == 1 and x.size <= vector_limit else jnp.sum(xy)
+
+    return jax.tree.map(product, a, b)
 
 
-def init_squares(like: ArrayTree, vector_limit: int = 0) -> GradientSquares:
-    """Return empty sums for gradients in the shapes of ``like``.
+def init_moments(like: ArrayTree, vector_limit: int) -> GradientMoments:
+    """Return empty sums for gradients in the shapes of ``like``."""
+    by_leaf, entries = (
+        jax.tree.map(jnp.zeros_like, products(like, like, limit)) for limit in (0, vector_limit)
+    )
+    unknown = jax.tree.map(lambda zero: jnp.full_like(zero, jnp.nan), entries)
+    count = jnp.zeros((), _tree.scalar_dtype(like))
+    return GradientMoments(count, by_leaf, by_leaf, entries, entries, entries, entries, unknown)
 
-    Vectors of up to ``vector_limit`` numbers are looked at number by number.
+
+def update_moments(
+    moments: GradientMoments,
+    gradient: SplitGradient,
+    whitened: ArrayTree,
+    momenta: tuple[ArrayTree, ArrayTree],
+    step_size: Array,
+    accepted: Array,
+    vector_limit: int,
+) -> GradientMoments:
+    """Add a step if it was accepted: its gradient, the same whitened, the momenta at its ends.
+
+    Gradients are taken in the middle of a step, so from one to the next the chain moves along the
+    momentum between the two steps, unless one was rejected.
     """
-    zeros = jax.tree.map(jnp.zeros_like, squared_norms(like))
-
-    def by_number(x: Array, zero: Array) -> Array:
-        return jnp.zeros(x.shape, zero.dtype) if x.ndim == 1 and x.size <= vector_limit else zero
-
-    return GradientSquares(jax.tree.map(by_number, like, zeros), zeros, zeros)
-
-
-def update_squares(
-    squares: GradientSquares, gradient: SplitGradient, whitened: ArrayTree
-) -> GradientSquares:
-    """Add one step's gradient, of which ``whitened`` has the squared norms after whitening."""
-
-    def square(total: Array, x: Array) -> Array:
-        square = x.astype(total.dtype) ** 2
-        return square if total.ndim else jnp.sum(square)
-
+    before, after = momenta
     draw = jax.tree.map(lambda n: n[0], gradient.noise)
-    own = jax.tree.map(square, squares.gradient, gradient.mean)
-    return jax.tree.map(jnp.add, squares, GradientSquares(own, whitened, squared_norms(draw)))
+
+    def times_step(x: Array, power: int, last: Array) -> Array:
+        return jnp.where(jnp.isnan(last), 0, x * step_size.astype(x.dtype) ** power)
+
+    change = jax.tree.map(jnp.subtract, moments.last, products(whitened, before, vector_limit))
+    secant = jax.tree.map(lambda x, last: times_step(x, 1, last), change, moments.last)
+    norm2 = products(before, before, vector_limit)
+    new = GradientMoments(
+        count=jnp.ones_like(moments.count),
+        raw=products(gradient.mean, gradient.mean),
+        noise=products(draw, draw),
+        square=products(whitened, whitened, vector_limit),
+        secant=secant,
+        secant_square=jax.tree.map(jnp.square, secant),
+        displacement=jax.tree.map(lambda x, last: times_step(x, 2, last), norm2, moments.last),
+        last=moments.last,
+    )
+    sums = _tree.select(accepted, jax.tree.map(jnp.add, moments, new), moments)
+    last = products(whitened, after, vector_limit)
+    return sums._replace(last=jax.tree.map(lambda x: jnp.where(accepted, x, jnp.nan), last))
 
 
 def restraint(
-    squares: GradientSquares, stretch: ArrayTree, preconditioner: Preconditioner, like: ArrayTree
+    moments: GradientMoments, squares: tuple[ArrayTree, ArrayTree], memory: Array, like: ArrayTree
 ) -> ArrayTree:
     r"""Return how much less a new map is to move leaves without noise, a tree of factors up to 1.
 
-    In the stationary law the mean square of a gradient's component, its noise left out, is the
-    mean curvature along it. What has no noise, of mean square :math:`s` as the new map whitens it,
-    is moved by :math:`c` less, so that
+    What has no noise, of curvature :math:`s` as the new map whitens it, is moved by :math:`c` less,
+    so that
 
     .. math:: c^2 s \le \tfrac{1}{10} q ,
 
-    with :math:`q` the mean square of all parameters that have noise. The numbers of some vectors
-    are looked at one by one, as they may be in different units, all other leaves by their means.
+    with :math:`q` that of all parameters that have noise, noise included. Both are mean squares of
+    gradients, :math:`E[\tilde g^2]`, which are larger on the way to the posterior, or by secants,
+
+    .. math:: s = -\frac{E[\Delta \tilde g\, \Delta y]}{E[\Delta y^2]} + 2 \sigma ,
+
+    with :math:`\sigma` the standard error, from what other parameters change a gradient by. Of the
+    two the larger :math:`c` is taken.
 
     Parameters
     ----------
-    squares
+    moments
         Of the window.
-    stretch
-        By what the new map makes the squared norm of each leaf larger than the old one did.
-    preconditioner
-        The new map.
+    squares
+        Of one gradient, as the new map whitens it and as the old one did.
+    memory
+        For how many steps the momentum is remembered; infinity for no secants.
     like
         A tree in the shapes of the gradient.
 
     Returns
     -------
-    Tree of :math:`c` in the shapes of ``squares.gradient``.
+    Tree of :math:`c` in the shapes of ``moments.square``.
     """
     noiseless = jax.tree.map(
         lambda square, noise: (noise <= NEGLIGIBLE_NOISE * square) & (square > 0),
-        jax.tree.map(jnp.sum, squares.gradient),
-        squares.noise,
+        moments.raw,
+        moments.noise,
     )
-    whitened = jax.tree.map(jnp.multiply, squares.whitened, stretch)
-    others = jax.tree.map(lambda f, square: jnp.where(f, 0, square), noiseless, whitened)
-    num_others = jax.tree.map(lambda f, x: jnp.where(f, 0, x.size), noiseless, like)
-    q = sum(jax.tree.leaves(others)) / sum(jax.tree.leaves(num_others))
-    # Without noise the floor alone is whitened, a diagonal: sums of rows are its entries.
-    freedom = preconditioner.to_position(preconditioner.whiten(jax.tree.map(jnp.ones_like, like)))
 
-    def scale(is_noiseless, square, norm2, freedom):
-        mean = square * freedom if square.ndim else norm2 / freedom.size
-        c = jnp.sqrt(NOISELESS_SHARE * q / mean)
+    def of_others(tree: ArrayTree) -> Array:
+        kept = jax.tree.map(lambda f, x: jnp.where(f, 0, jnp.sum(x)), noiseless, tree)
+        return sum(jax.tree.leaves(kept))
+
+    def stretched(sums: Array, new: Array, old: Array) -> Array:
+        return sums * new / jnp.where(old > 0, old, 1)
+
+    # The whitened numbers of a vector with noise are of other directions than they were.
+    new, old = (jax.tree.map(jnp.sum, tree) for tree in squares)
+    square, secant = (
+        jax.tree.map(stretched, jax.tree.map(jnp.sum, sums), new, old)
+        for sums in (moments.square, moments.secant)
+    )
+    num_gradients = jax.tree.map(lambda x: moments.count * x.size, like)
+    q = of_others(square) / of_others(num_gradients)
+    q_secant = of_others(secant) / of_others(moments.displacement)
+
+    def scale(is_noiseless, num, new, old, square, secant, secant_square, displacement):
+        mean = stretched(square, new, old) * square.size / num.astype(square.dtype)
+        error = jnp.sqrt(memory.astype(secant.dtype) * secant_square)
+        bound = stretched((secant + STANDARD_ERRORS * error) / displacement, new, old)
+        ratio = jnp.maximum(q / mean, jnp.where(bound > 0, q_secant / bound, 0))
+        c = jnp.sqrt(NOISELESS_SHARE * ratio)
         known = is_noiseless & jnp.isfinite(c) & (c > 0)
         return jnp.where(known, jnp.minimum(c, 1), 1).astype(square.dtype)
 
-    return jax.tree.map(scale, noiseless, squares.gradient, whitened, freedom)
+    return jax.tree.map(
+        scale,
+        *(noiseless, num_gradients, *squares),
+        *(moments.square, moments.secant, moments.secant_square, moments.displacement),
+    )
+
+
+def restrain(
+    estimator: PreconditionerEstimator, preconditioner: Any, scale: ArrayTree, like: ArrayTree
+) -> Any:
+    """Return the map that moves a position by ``scale`` less, of which a leaf may be one number."""
+    least = jnp.min(jnp.stack([jnp.min(c, initial=1) for c in jax.tree.leaves(scale)]))
+    # A branch, which takes one copy of the parameters less.
+    return jax.lax.cond(
+        least < 1,
+        estimator.restrain,
+        lambda preconditioner, scale: preconditioner,
+        preconditioner,
+        jax.tree.map(lambda c, x: jnp.broadcast_to(c.astype(x.dtype), x.shape), scale, like),
+    )

@@ -6,7 +6,7 @@ from blackjax.types import Array, ArrayTree
 
 from blackjax_smile.adaptation.energy import EnergyMoments
 from blackjax_smile.adaptation.refresh_length import WhitenedPath
-from blackjax_smile.adaptation.restraint import GradientSquares
+from blackjax_smile.adaptation.restraint import GradientMoments
 from blackjax_smile.minibatch_gradient import Isotropy
 from blackjax_smile.preconditioners.moments import NoiseMoments
 from blackjax_smile.sgmcmc.smile import SmileState
@@ -37,7 +37,7 @@ class WindowStatistics(NamedTuple):
     isotropy: Isotropy
     path: WhitenedPath
     energy: EnergyMoments
-    squares: GradientSquares
+    gradient: GradientMoments
     deflection: Array
     alignment: Array
     num_rejected: Array
@@ -60,8 +60,8 @@ class AdaptationState(NamedTuple):
         Target of the window under way, in radians.
     grad
         The last accepted gradient.
-    grad_norms2
-        Squared norms of its leaves, whitened by the map in use.
+    grad_squares
+        Its squares, whitened by the map in use, see `restraint.products`.
     window
         Statistics of the window under way.
     """
@@ -73,7 +73,7 @@ class AdaptationState(NamedTuple):
     L_steps: Array
     target_deflection: Array
     grad: ArrayTree
-    grad_norms2: ArrayTree
+    grad_squares: ArrayTree
     window: WindowStatistics
 
 

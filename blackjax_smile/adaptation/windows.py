@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from blackjax.types import Array, ArrayTree, PRNGKey
 from blackjax.util import pytree_size
 
@@ -87,8 +88,8 @@ class WindowedAdaptation(NamedTuple):
         size = jnp.sqrt(_tree.vdot(sampler.position, sampler.position) / d)
         move = jnp.sqrt(_tree.vdot(velocity, velocity) / d)
         small = FIRST_MOVE * jnp.maximum(size, 1) / move
-        grad_norms2 = restraint.squared_norms(preconditioner.whiten(probe.grad))
-        grad_norm = jnp.sqrt(sum(jax.tree.leaves(grad_norms2)))
+        grad_squares = self._squares(preconditioner.whiten(probe.grad))
+        grad_norm = jnp.sqrt(optax.tree_utils.tree_sum(grad_squares))
         # Where the gradient is that large already, it does set the first step.
         small = jnp.where(
             grad_norm > 0, jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm), small
@@ -101,9 +102,12 @@ class WindowedAdaptation(NamedTuple):
             L_steps=jnp.zeros_like(small),
             target_deflection=jnp.full_like(small, self.target_deflection),
             grad=probe.grad,
-            grad_norms2=grad_norms2,
+            grad_squares=grad_squares,
             window=self._init_window(sampler.momentum, preconditioner),
         )
+
+    def _squares(self, whitened: ArrayTree) -> ArrayTree:
+        return restraint.products(whitened, whitened, self.estimator.vector_limit)
 
     def _init_window(self, momentum: ArrayTree, preconditioner: Any) -> WindowStatistics:
         dtype = _tree.scalar_dtype(momentum)
@@ -112,7 +116,7 @@ class WindowedAdaptation(NamedTuple):
             isotropy=init_isotropy(momentum, self.num_parts - 1),
             path=refresh_length.init_path(momentum),
             energy=energy.init_energy(dtype),
-            squares=restraint.init_squares(momentum, self.estimator.vector_limit),
+            gradient=restraint.init_moments(momentum, self.estimator.vector_limit),
             deflection=jnp.zeros((), dtype),
             alignment=jnp.zeros((), dtype),
             num_rejected=jnp.zeros((), jnp.int32),
@@ -155,7 +159,6 @@ class WindowedAdaptation(NamedTuple):
         )
         accepted = ~info.is_divergent
         whitened_grad = state.preconditioner.whiten(info.gradient.mean)
-
         key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
@@ -189,11 +192,15 @@ class WindowedAdaptation(NamedTuple):
             )
 
         window = jax.lax.cond(accepted, take_in, lambda window: window, state.window)
-        grad_norms2 = restraint.squared_norms(whitened_grad)
-        squares = restraint.update_squares(window.squares, info.gradient, grad_norms2)
         window = window._replace(
             # Outside of the branch: the gradient itself need not be kept for it.
-            squares=_tree.select(accepted, squares, window.squares),
+            gradient=restraint.update_moments(
+                window.gradient,
+                info.gradient,
+                whitened_grad,
+                (state.sampler.momentum, sampler.momentum),
+                *(epsilon, accepted, self.estimator.vector_limit),
+            ),
             num_rejected=window.num_rejected + info.is_divergent.astype(window.num_rejected.dtype),
         )
         grad = jax.tree.map(
@@ -207,37 +214,27 @@ class WindowedAdaptation(NamedTuple):
             sampler=sampler,
             step_size=tuned,
             grad=grad,
-            grad_norms2=_tree.select(accepted, grad_norms2, state.grad_norms2),
+            grad_squares=_tree.select(accepted, self._squares(whitened_grad), state.grad_squares),
             window=window,
         )
         return new, info._replace(gradient=None)
 
-    def _fit(self, moments: Any, state: AdaptationState) -> tuple[Any, ArrayTree]:
+    def _fit(self, moments: Any, state: AdaptationState, is_last: Any) -> tuple[Any, ArrayTree]:
         """Return the map that whitens the window's noise, restrained where there is none.
 
-        And the squared norms of the last gradient's leaves under it.
+        And the squares of the last gradient under it.
         """
-        empty = restraint.init_squares(state.grad, self.estimator.vector_limit)
-        squares = self.pool.sums(state.window.squares, empty)
+        limit = self.estimator.vector_limit
+        gradient = self.pool.sums(state.window.gradient, restraint.init_moments(state.grad, limit))
         fitted = self.estimator.fit(moments, state.preconditioner)
-        norms2 = restraint.squared_norms(fitted.whiten(state.grad))
-        stretch = jax.tree.map(
-            lambda new, old: new / jnp.where(old > 0, old, 1), norms2, state.grad_norms2
-        )
-        scale = restraint.restraint(squares, stretch, fitted, state.grad)
+        squares = self._squares(fitted.whiten(state.grad)), state.grad_squares
+        # The noise turns the momentum in so many steps. On the way, what is far from its place is
+        # to wait: the scale of effects that are all still zero would fall with them.
+        memory = jnp.where(is_last, 2 / state.target_deflection**2, jnp.inf)
+        scale = restraint.restraint(gradient, squares, memory, state.grad)
         scale = jax.tree.map(self.pool.median, scale)
-        least = jnp.min(jnp.stack([jnp.min(c, initial=1) for c in jax.tree.leaves(scale)]))
-        # A branch, which takes one copy of the parameters less.
-        restrained = jax.lax.cond(
-            least < 1,
-            self.estimator.restrain,
-            lambda preconditioner, scale: preconditioner,
-            fitted,
-            jax.tree.map(
-                lambda c, g: jnp.broadcast_to(c.astype(g.dtype), g.shape), scale, state.grad
-            ),
-        )
-        return restrained, restraint.squared_norms(restrained.whiten(state.grad))
+        restrained = restraint.restrain(self.estimator, fitted, scale, state.grad)
+        return restrained, self._squares(restrained.whiten(state.grad))
 
     def end_window(
         self, rng_key: PRNGKey, state: AdaptationState, windows_left: int | Array
@@ -285,8 +282,8 @@ class WindowedAdaptation(NamedTuple):
         )
 
         def restart(state: AdaptationState) -> AdaptationState:
-            preconditioner, grad_norms2 = self._fit(moments, state)
-            new, old = (sum(jax.tree.leaves(n)) for n in (grad_norms2, state.grad_norms2))
+            preconditioner, grad_squares = self._fit(moments, state, windows_left == 1)
+            new, old = map(optax.tree_utils.tree_sum, (grad_squares, state.grad_squares))
             growth = jnp.sqrt(new / old)
             share = refresh_length.deflection_share(natural, noise, diffusive)
             # Only the last slow window is long enough to know.
@@ -304,7 +301,7 @@ class WindowedAdaptation(NamedTuple):
                 L_steps=searching_L / (share**2 * epsilon),
                 target_deflection=target,
                 grad=state.grad,
-                grad_norms2=grad_norms2,
+                grad_squares=grad_squares,
                 window=self._init_window(momentum, preconditioner),
             )
 

@@ -127,8 +127,8 @@ class PreconditionerEstimator(NamedTuple):
         and what it says of the curvature, a `CurvatureStep`; a sum over steps, as ``update``. By
         default nothing is added.
     vector_limit
-        Vectors of up to so many numbers are restrained number by number, other leaves as a whole;
-        0 where the map softens stiff parameters by itself.
+        Vectors of up to so many numbers are restrained number by number, where a whitened number
+        is the parameter's alone, other leaves as a whole.
     many_draws
         Whether three draws of the noise per minibatch, from its quarters, are worth
         their cost: where correlations of many parameters are estimated.

@@ -27,6 +27,9 @@ __all__ = ["DiagonalPreconditioner", "diagonal_estimator"]
 #: two copies of the parameters in the warmup, one in the map.
 FLOORS_LIMIT = 100_000
 
+#: Vectors of up to so many numbers without noise are restrained number by number.
+VECTOR_LIMIT = 256
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +94,15 @@ def from_variance(variance: ArrayTree, level: ArrayTree) -> DiagonalPrecondition
 
 
 def restrain(preconditioner: DiagonalPreconditioner, scale: ArrayTree) -> DiagonalPreconditioner:
-    """Return the map with its leaves scaled, each by one number."""
-
-    def restrained(G, c):
-        return G / c.ravel()[0] ** 2 if c.size else G
-
+    """Return the map with its parameters scaled, a leaf as a whole where it has one level."""
+    level = preconditioner.level
+    scale = jax.tree.map(
+        lambda G, c: c if G.shape == c.shape else jnp.min(c, initial=1), level, scale
+    )
     return dataclasses.replace(
         preconditioner,
         scale=jax.tree.map(jnp.multiply, preconditioner.scale, scale),
-        level=jax.tree.map(restrained, preconditioner.level, scale),
+        level=jax.tree.map(lambda G, c: G / c**2, level, scale),
     )
 
 
@@ -152,4 +155,5 @@ def diagonal_estimator(spectrum_limit: int) -> PreconditionerEstimator:
         noise_eigenvalues,
         restrain,
         update_gradient,
+        vector_limit=VECTOR_LIMIT,
     )

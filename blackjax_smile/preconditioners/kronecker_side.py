@@ -122,6 +122,8 @@ def make_side(
         return Side(jax.lax.rsqrt(diagonal + floor), floor / (diagonal + floor), floor, level)
     root = jnp.sqrt(floor)
     eigenvalues, Q = eigh(covariance / (root[:, None] * root[None, :]))
+    # Without noise the axes are the rows: what is seen of one is not of another.
+    Q = jnp.where(jnp.any(diagonal > 0), Q, jnp.eye(len(Q), dtype=Q.dtype))
     total = 1 + jnp.maximum(eigenvalues, 0)
     return Side(Q * jax.lax.rsqrt(total)[None, :] / root[:, None], 1 / total, floor, level)
 
