@@ -51,8 +51,9 @@ class GradientMoments(NamedTuple):
         Minus the products of changes from step to step and displacements, and their squares.
     displacement
         Squares of the displacements.
-    last
-        No sum: the products of the last gradient and the momentum after it; NaN at first.
+    last, is_known
+        No sums: the products of the last gradient and the momentum after it, and 1 if that was in
+        this window and its step accepted, else 0.
     """
 
     count: Array
@@ -63,6 +64,7 @@ class GradientMoments(NamedTuple):
     secant_square: ArrayTree
     displacement: ArrayTree
     last: ArrayTree
+    is_known: Array
 
 
 def products(a: ArrayTree, b: ArrayTree, vector_limit: int = 0) -> ArrayTree:
@@ -71,7 +73,7 @@ def products(a: ArrayTree, b: ArrayTree, vector_limit: int = 0) -> ArrayTree:
     def product(x: Array, y: Array) -> Array:
         dtype = _tree.accumulation_dtype(x)
         xy = x.astype(dtype) * y.astype(dtype)
-        return xy if x.ndim == 1 and x.size <= vector_limit else jnp.sum(xy)
+        return xy if x.ndim == 1 and 0 < x.size <= vector_limit else jnp.sum(xy)
 
     return jax.tree.map(product, a, b)
 
@@ -81,9 +83,8 @@ def init_moments(like: ArrayTree, vector_limit: int) -> GradientMoments:
     by_leaf, entries = (
         jax.tree.map(jnp.zeros_like, products(like, like, limit)) for limit in (0, vector_limit)
     )
-    unknown = jax.tree.map(lambda zero: jnp.full_like(zero, jnp.nan), entries)
-    count = jnp.zeros((), _tree.scalar_dtype(like))
-    return GradientMoments(count, by_leaf, by_leaf, entries, entries, entries, entries, unknown)
+    zero = jnp.zeros((), _tree.scalar_dtype(like))
+    return GradientMoments(zero, by_leaf, by_leaf, *(entries,) * 5, zero)
 
 
 def update_moments(
@@ -103,11 +104,9 @@ def update_moments(
     before, after = momenta
     draw = jax.tree.map(lambda n: n[0], gradient.noise)
 
-    def times_step(x: Array, power: int, last: Array) -> Array:
-        return jnp.where(jnp.isnan(last), 0, x * step_size.astype(x.dtype) ** power)
-
+    moved = jnp.where(moments.is_known > 0, step_size, 0)
     change = jax.tree.map(jnp.subtract, moments.last, products(whitened, before, vector_limit))
-    secant = jax.tree.map(lambda x, last: times_step(x, 1, last), change, moments.last)
+    secant = jax.tree.map(lambda x: x * moved.astype(x.dtype), change)
     norm2 = products(before, before, vector_limit)
     new = GradientMoments(
         count=jnp.ones_like(moments.count),
@@ -116,12 +115,13 @@ def update_moments(
         square=products(whitened, whitened, vector_limit),
         secant=secant,
         secant_square=jax.tree.map(jnp.square, secant),
-        displacement=jax.tree.map(lambda x, last: times_step(x, 2, last), norm2, moments.last),
+        displacement=jax.tree.map(lambda x: x * moved.astype(x.dtype) ** 2, norm2),
         last=moments.last,
+        is_known=moments.is_known,
     )
     sums = _tree.select(accepted, jax.tree.map(jnp.add, moments, new), moments)
-    last = products(whitened, after, vector_limit)
-    return sums._replace(last=jax.tree.map(lambda x: jnp.where(accepted, x, jnp.nan), last))
+    last = _tree.select(accepted, products(whitened, after, vector_limit), moments.last)
+    return sums._replace(last=last, is_known=accepted.astype(moments.is_known.dtype))
 
 
 def restraint(
@@ -168,7 +168,7 @@ def restraint(
         return sum(jax.tree.leaves(kept))
 
     def stretched(sums: Array, new: Array, old: Array) -> Array:
-        return sums * new / jnp.where(old > 0, old, 1)
+        return sums * new / _or_one(old)
 
     # The whitened numbers of a vector with noise are of other directions than they were.
     new, old = (jax.tree.map(jnp.sum, tree) for tree in squares)
@@ -178,14 +178,16 @@ def restraint(
     )
     num_gradients = jax.tree.map(lambda x: moments.count * x.size, like)
     q = of_others(square) / of_others(num_gradients)
-    q_secant = of_others(secant) / of_others(moments.displacement)
+    q_secant = of_others(secant) / _or_one(of_others(moments.displacement))
+    has_secants = jnp.isfinite(memory) & (q_secant > 0)
+    memory = jnp.where(has_secants, memory, 0)
 
     def scale(is_noiseless, num, new, old, square, secant, secant_square, displacement):
         mean = stretched(square, new, old) * square.size / num.astype(square.dtype)
         error = jnp.sqrt(memory.astype(secant.dtype) * secant_square)
-        bound = stretched((secant + STANDARD_ERRORS * error) / displacement, new, old)
-        known = (bound > 0) & (q_secant > 0)
-        ratio = jnp.maximum(q / mean, jnp.where(known, q_secant / bound, 0))
+        bound = stretched(secant + STANDARD_ERRORS * error, new, old) / _or_one(displacement)
+        by_secants = jnp.where(has_secants & (bound > 0), q_secant / _or_one(bound), 0)
+        ratio = jnp.maximum(q / mean, by_secants)
         c = jnp.sqrt(NOISELESS_SHARE * ratio)
         known = is_noiseless & jnp.isfinite(c) & (c > 0)
         return jnp.where(known, jnp.minimum(c, 1), 1).astype(square.dtype)
@@ -195,6 +197,11 @@ def restraint(
         *(noiseless, num_gradients, *squares),
         *(moments.square, moments.secant, moments.secant_square, moments.displacement),
     )
+
+
+def _or_one(x: Array) -> Array:
+    """Return the number to divide by where it is positive."""
+    return jnp.where(x > 0, x, 1)
 
 
 def restrain(
