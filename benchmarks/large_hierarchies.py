@@ -31,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from full_batch_nuts import nuts_chain
 from jax.flatten_util import ravel_pytree
+from posterior_scores import differences, flat
 from tables import report
 
 import blackjax_smile
@@ -95,17 +96,18 @@ def crossed(is_subtracted: bool) -> Model:
     y = 2 + 0.6 * rng.normal(size=sizes[0])[users] + 0.4 * rng.normal(size=sizes[1])[items]
     y += x @ [0.3, -0.2] + rng.normal(size=num_rows)
 
+    def items_of(p):
+        return p["items"] - jnp.mean(p["items"]) if is_subtracted else p["items"]
+
     def logprior_fn(p):
-        effects = normal(p["users"] - p["mean"], p["log_users"]) + normal(
-            p["items"], p["log_items"]
-        )
+        users = normal(p["users"] - p["mean"], p["log_users"])
+        effects = users + normal(p["items"], p["log_items"])
         scales = normal(jnp.stack([p["log_users"], p["log_items"], p["log_noise"]]))
         return effects + scales + normal(p["mean"] / 5) + normal(p["slopes"] / 2)
 
     def loglikelihood_fn(p, row):
         x, user, item, y = row
-        items = p["items"] - jnp.mean(p["items"]) if is_subtracted else p["items"]
-        eta = p["users"][user] + items[item] + x @ p["slopes"]
+        eta = p["users"][user] + items_of(p)[item] + x @ p["slopes"]
         return normal(y - eta, p["log_noise"])
 
     keys = jax.random.split(jax.random.key(1))
@@ -122,10 +124,10 @@ def crossed(is_subtracted: bool) -> Model:
     rows = tuple(a.astype(np.float32) if a.dtype == np.float64 else a for a in (x, users, items, y))
     compared = ("slopes", "log_users", "log_items", "log_noise")
 
-    def look_at(p):
-        return {**p, "items": p["items"] - is_subtracted * jnp.mean(p["items"])}
-
-    return Model(rows, logprior_fn, loglikelihood_fn, start, compared, look_at)
+    return Model(
+        *(rows, logprior_fn, loglikelihood_fn, start, compared),
+        look_at=lambda p: {**p, "items": items_of(p)},
+    )
 
 
 def slopes(unit: float) -> Model:
@@ -160,11 +162,6 @@ MODELS = {
     "slopes, units of 1": (lambda: slopes(1.0), ("kronecker", "diagonal")),
     "slopes, units of 30": (lambda: slopes(30.0), ("kronecker", "diagonal")),
 }
-
-
-def flat(draws) -> np.ndarray:
-    """Return draws of shape ``(chains, draws, d)``."""
-    return np.asarray(jax.vmap(jax.vmap(lambda p: ravel_pytree(p)[0]))(draws), np.float64)
 
 
 def reference(model: Model, draws: np.ndarray, unravel, args) -> np.ndarray:
@@ -216,12 +213,9 @@ def run(
         nuts = reference(model, draws, unravel, args)
     deviation = nuts.std((0, 1))
     ours = flat({name: result.positions[name] for name in model.compared})
-    ratio = ours.std((0, 1)) / deviation
-    shift = (ours.mean((0, 1)) - nuts.mean((0, 1))) / deviation
     ess = np.asarray(blackjax.ess(scaled))
     row = {
-        "shift": float(np.max(np.abs(shift))),
-        "deviations": f"{ratio.min():.2f} to {ratio.max():.2f}",
+        **differences(ours, nuts.mean((0, 1)), deviation),
         "smallest ess": float(ess.min()),
         "median ess": float(np.median(ess)),
         "rhat": float(np.max(blackjax.rhat(scaled))),

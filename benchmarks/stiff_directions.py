@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from full_batch_nuts import nuts_chain
 from jax.flatten_util import ravel_pytree
+from posterior_scores import differences, flat
 from tables import report
 
 import blackjax_smile
@@ -83,17 +84,10 @@ def reference(rows):
     return draws.mean((0, 1)), draws.std((0, 1))
 
 
-def flat(draws) -> np.ndarray:
-    """Return draws of shape ``(chains, draws, d)``."""
-    return np.asarray(jax.vmap(jax.vmap(lambda p: ravel_pytree(p)[0]))(draws), np.float64)
-
-
 def compare(draws: np.ndarray, mean, deviation) -> dict:
-    ratio = draws.std((0, 1)) / deviation
     scaled = (draws - mean) / deviation
     return {
-        "shift": float(np.max(np.abs(scaled.mean((0, 1))))),
-        "deviations": f"{ratio.min():.2f} to {ratio.max():.2f}",
+        **differences(draws, mean, deviation),
         "smallest ess": float(np.min(blackjax.ess(scaled))),
         "rhat": float(np.max(blackjax.rhat(scaled))),
     }

@@ -145,7 +145,7 @@ class TestMap:
             np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
 
 
-INFINITE = jnp.asarray(jnp.inf)
+WITHOUT, WITH = ((jnp.asarray(flag), jnp.asarray(1.0)) for flag in (False, True))
 
 
 def moments_of(num_steps=2000, vector_limit=0, scales=(7.0, 7.0), offset=0.0):
@@ -193,17 +193,17 @@ def test_restraint_is_for_leaves_without_noise_alone():
     moments = moments_of()
     stretch = {"kernel": jnp.asarray(0.25), "bias": jnp.asarray(0.25), "mean": jnp.asarray(9 / 4)}
     ones = ones_like(moments)
-    scale = restraint(moments, (stretch, ones), INFINITE, POSITION)
+    scale = restraint(moments, (stretch, ones), *WITHOUT, POSITION)
     assert scale["kernel"] == scale["bias"] == 1
     # 49 / 4 per parameter of the others, 49 * 9 of this leaf.
     np.testing.assert_allclose(scale["mean"], np.sqrt(NOISELESS_SHARE / 4 / 9), rtol=0.1)
     gentle = {**stretch, "mean": jnp.asarray(1e-4)}
-    assert restraint(moments, (gentle, ones), INFINITE, POSITION)["mean"] == 1
+    assert restraint(moments, (gentle, ones), *WITHOUT, POSITION)["mean"] == 1
 
 
 def test_numbers_of_a_vector_are_restrained_one_by_one():
     moments = moments_of(vector_limit=2, scales=(7, 700))
-    scale = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)
+    scale = restraint(moments, (ones_like(moments),) * 2, *WITHOUT, POSITION)
     assert scale["kernel"] == 1
     np.testing.assert_array_equal(scale["bias"], [1, 1])
     # 49 per parameter of the others, 49 * 4 and that times 100^2 of these two.
@@ -215,9 +215,9 @@ def test_numbers_of_a_vector_are_restrained_one_by_one():
 def test_secants_know_the_curvature_of_what_is_far_away():
     """By the gradient's square, a thousand times its deviation, it would hardly move any more."""
     moments = moments_of(vector_limit=2, scales=(0.5, 5), offset=1e4)
-    by_squares = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)["mean"]
+    by_squares = restraint(moments, (ones_like(moments),) * 2, *WITHOUT, POSITION)["mean"]
     assert jnp.all(by_squares < 1e-3)
-    scale = restraint(moments, (ones_like(moments),) * 2, jnp.asarray(1.0), POSITION)["mean"]
+    scale = restraint(moments, (ones_like(moments),) * 2, *WITH, POSITION)["mean"]
     # Exact secants, 1 and 100, plus two standard errors of up to a tenth.
     others = sum(jnp.sum(moments.secant[k]) for k in ("kernel", "bias"))
     others /= sum(jnp.sum(moments.displacement[k]) for k in ("kernel", "bias"))
@@ -228,7 +228,7 @@ def test_secants_know_the_curvature_of_what_is_far_away():
 def test_nothing_is_restrained_without_any_noise():
     moments = moments_of(10)
     moments = moments._replace(noise=jax.tree.map(jnp.zeros_like, moments.noise))
-    scale = restraint(moments, (ones_like(moments),) * 2, INFINITE, POSITION)
+    scale = restraint(moments, (ones_like(moments),) * 2, *WITHOUT, POSITION)
     assert all(c == 1 for c in jax.tree.leaves(scale))
 
 

@@ -125,7 +125,11 @@ def update_moments(
 
 
 def restraint(
-    moments: GradientMoments, squares: tuple[ArrayTree, ArrayTree], memory: Array, like: ArrayTree
+    moments: GradientMoments,
+    squares: tuple[ArrayTree, ArrayTree],
+    with_secants: Array,
+    memory: Array,
+    like: ArrayTree,
 ) -> ArrayTree:
     r"""Return how much less a new map is to move leaves without noise, a tree of factors up to 1.
 
@@ -148,8 +152,10 @@ def restraint(
         Of the window.
     squares
         Of one gradient, as the new map whitens it and as the old one did.
+    with_secants
+        Whether secants may say that a parameter need not be moved less.
     memory
-        For how many steps the momentum is remembered; infinity for no secants.
+        For how many steps the momentum is remembered.
     like
         A tree in the shapes of the gradient.
 
@@ -179,14 +185,12 @@ def restraint(
     num_gradients = jax.tree.map(lambda x: moments.count * x.size, like)
     q = of_others(square) / of_others(num_gradients)
     q_secant = of_others(secant) / _or_one(of_others(moments.displacement))
-    has_secants = jnp.isfinite(memory) & (q_secant > 0)
-    memory = jnp.where(has_secants, memory, 0)
 
     def scale(is_noiseless, num, new, old, square, secant, secant_square, displacement):
         mean = stretched(square, new, old) * square.size / num.astype(square.dtype)
         error = jnp.sqrt(memory.astype(secant.dtype) * secant_square)
         bound = stretched(secant + STANDARD_ERRORS * error, new, old) / _or_one(displacement)
-        by_secants = jnp.where(has_secants & (bound > 0), q_secant / _or_one(bound), 0)
+        by_secants = jnp.where(with_secants & (bound > 0), q_secant / _or_one(bound), 0)
         ratio = jnp.maximum(q / mean, by_secants)
         c = jnp.sqrt(NOISELESS_SHARE * ratio)
         known = is_noiseless & jnp.isfinite(c) & (c > 0)
@@ -208,7 +212,7 @@ def restrain(
     estimator: PreconditionerEstimator, preconditioner: Any, scale: ArrayTree, like: ArrayTree
 ) -> Any:
     """Return the map that moves a position by ``scale`` less, of which a leaf may be one number."""
-    least = jnp.min(jnp.stack([jnp.min(c, initial=1) for c in jax.tree.leaves(scale)]))
+    least = jnp.min(jnp.stack(list(map(jnp.min, jax.tree.leaves(scale)))))
     # A branch, which takes one copy of the parameters less.
     return jax.lax.cond(
         least < 1,

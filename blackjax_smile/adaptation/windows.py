@@ -159,6 +159,7 @@ class WindowedAdaptation(NamedTuple):
         )
         accepted = ~info.is_divergent
         whitened_grad = state.preconditioner.whiten(info.gradient.mean)
+
         key_data, wrap = unwrap_keys(complement_key)
 
         def take_in(window: WindowStatistics) -> WindowStatistics:
@@ -219,7 +220,7 @@ class WindowedAdaptation(NamedTuple):
         )
         return new, info._replace(gradient=None)
 
-    def _fit(self, moments: Any, state: AdaptationState, is_last: Any) -> tuple[Any, ArrayTree]:
+    def _fit(self, moments: Any, state: AdaptationState, is_last: Array) -> tuple[Any, ArrayTree]:
         """Return the map that whitens the window's noise, restrained where there is none.
 
         And the squares of the last gradient under it.
@@ -228,10 +229,10 @@ class WindowedAdaptation(NamedTuple):
         gradient = self.pool.sums(state.window.gradient, restraint.init_moments(state.grad, limit))
         fitted = self.estimator.fit(moments, state.preconditioner)
         squares = self._squares(fitted.whiten(state.grad)), state.grad_squares
-        # The noise turns the momentum in so many steps. On the way, what is far from its place is
-        # to wait: the scale of effects that are all still zero would fall with them.
-        memory = jnp.where(is_last, 2 / state.target_deflection**2, jnp.inf)
-        scale = restraint.restraint(gradient, squares, memory, state.grad)
+        memory = 2 / state.target_deflection**2  # in so many steps the noise turns the momentum
+        # No secants on the way, where what is far from its place is to wait: the scale of effects
+        # that are all still zero would fall with them.
+        scale = restraint.restraint(gradient, squares, is_last, memory, state.grad)
         scale = jax.tree.map(self.pool.median, scale)
         restrained = restraint.restrain(self.estimator, fitted, scale, state.grad)
         return restrained, self._squares(restrained.whiten(state.grad))
