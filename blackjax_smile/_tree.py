@@ -23,6 +23,7 @@ __all__ = [
     "named_leaves",
     "random_normals",
     "random_signs",
+    "reduce_scalars",
     "scalar_dtype",
     "select",
     "unstack",
@@ -32,6 +33,9 @@ __all__ = [
 #: Up to this number of elements the leaves of a dtype share one draw of random numbers; larger
 #: ones are drawn by themselves, so that nothing large is copied out of a common vector.
 SMALL_LEAF = 4096
+
+#: Up to this number of scalars are combined one by one, which saves a kernel.
+FEW_SCALARS = 16
 
 
 def named_leaves(tree: ArrayLikeTree, var_name: str = "x") -> dict[str, Any]:
@@ -106,6 +110,19 @@ def vdot(a: ArrayTree, b: ArrayTree) -> Array:
     )
 
 
+def reduce_scalars(function: Callable[[Array], Array], scalars: list[Array]) -> Array:
+    """Return ``function`` (a sum, a maximum) of one scalar from each leaf of a tree.
+
+    The barrier keeps XLA from making a chain of operations of the reduction, which it would repeat
+    in every kernel that needs the result: their number squared, minutes of compilation for the
+    leaves of a deep network.
+    """
+    stacked = jnp.stack(scalars)
+    if len(scalars) > FEW_SCALARS:
+        stacked = jax.lax.optimization_barrier(stacked)
+    return function(stacked)
+
+
 def add_scaled(tree: ArrayTree, scale: Array, direction: ArrayTree) -> ArrayTree:
     """Return ``tree + scale * direction`` in the dtypes of ``tree``."""
     return jax.tree.map(
@@ -156,7 +173,7 @@ def unstack(draws: ArrayTree) -> list[ArrayTree]:
 
 def all_finite(tree: ArrayTree) -> Array:
     """Return whether every element of the tree is finite."""
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))
+    return reduce_scalars(jnp.all, [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
 
 
 def is_traced(tree: Any) -> bool:
@@ -198,6 +215,9 @@ def _random_tree(
     draws: dict[int, Array] = {}
     for key, group in zip(jax.random.split(rng_key, len(groups)), groups.values(), strict=True):
         ends = np.cumsum([leaves[i].size for i in group])
-        parts = jnp.split(draw(key, int(ends[-1]), leaves[group[0]].dtype), ends[:-1])
+        drawn = draw(key, int(ends[-1]), leaves[group[0]].dtype)
+        if len(group) > 1:  # else XLA compiles what makes numbers of random bits for each part
+            drawn = jax.lax.optimization_barrier(drawn)
+        parts = jnp.split(drawn, ends[:-1])
         draws |= {i: part.reshape(leaves[i].shape) for i, part in zip(group, parts, strict=True)}
     return jax.tree.unflatten(treedef, [draws[i] for i in range(len(leaves))])

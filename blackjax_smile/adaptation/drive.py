@@ -1,8 +1,9 @@
 """Running the windows of an adaptation: in one compiled loop, or from a host iterable."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile._batching import unwrap_keys
 from blackjax_smile._epochs import IN_EPOCHS, EpochDetector
+from blackjax_smile.adaptation.pooling import SEPARATE
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
@@ -80,10 +82,24 @@ def run_on_device(
     keys, wrap = unwrap_keys(jax.random.split(window_key, len(lengths)))
     scalars = jnp.zeros(sum(schedule.windows), state.step_size.step_size.dtype)
     history = StepHistory(scalars, scalars, scalars, scalars.astype(bool))
+    carry = state, history
+    if adaptation.pool == SEPARATE:  # pooled chains share parts of the state
+        carry = _as_of_chain(carry, sampler)
     (state, history), windows = jax.lax.scan(
-        window, (state, history), (stops - lengths, stops, windows_left, keys)
+        window, carry, (stops - lengths, stops, windows_left, keys)
     )
     return state, Record(probed.num_finite, windows, history)
+
+
+def _as_of_chain(tree: Any, sampler: SmileState) -> Any:
+    """Return the tree, every leaf of it a function of the chain's state by name.
+
+    Under `jax.vmap` a loop is traced anew until it is known which parts of its carry differ between
+    chains; so all of them do from the start. The selection is gone when XLA is done.
+    """
+    numbers = (jnp.ravel(jax.tree.leaves(x)[0])[0] for x in (sampler.position, sampler.momentum))
+    either = functools.reduce(jnp.logical_and, map(jnp.isnan, numbers))
+    return jax.tree.map(lambda x: jnp.where(either, x, x), tree)
 
 
 def run_on_host(

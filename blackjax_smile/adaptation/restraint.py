@@ -171,7 +171,7 @@ def restraint(
 
     def of_others(tree: ArrayTree) -> Array:
         kept = jax.tree.map(lambda f, x: jnp.where(f, 0, jnp.sum(x)), noiseless, tree)
-        return sum(jax.tree.leaves(kept))
+        return _tree.reduce_scalars(jnp.sum, jax.tree.leaves(kept))
 
     def stretched(sums: Array, new: Array, old: Array) -> Array:
         return sums * new / _or_one(old)
@@ -212,7 +212,7 @@ def restrain(
     estimator: PreconditionerEstimator, preconditioner: Any, scale: ArrayTree, like: ArrayTree
 ) -> Any:
     """Return the map that moves a position by ``scale`` less, of which a leaf may be one number."""
-    least = jnp.min(jnp.stack(list(map(jnp.min, jax.tree.leaves(scale)))))
+    least = _tree.reduce_scalars(jnp.min, list(map(jnp.min, jax.tree.leaves(scale))))
     # A branch, which takes one copy of the parameters less.
     return jax.lax.cond(
         least < 1,

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
 
+from blackjax_smile import _tree
+
 __all__ = ["geometric_mean", "has_noise"]
 
 #: A variance below this share of the largest is round-off, not noise. Covers
@@ -14,7 +16,7 @@ NEGLIGIBLE_VARIANCE = 1e-16
 def has_noise(variance: ArrayTree) -> ArrayTree:
     """Return which variances are not negligible against the largest of all, a tree."""
     leaves = jax.tree.leaves(variance)
-    largest = jnp.max(jnp.stack([jnp.max(v, initial=0.0) for v in leaves]))
+    largest = _tree.reduce_scalars(jnp.max, [jnp.max(v, initial=0.0) for v in leaves])
     return jax.tree.map(lambda v: v > NEGLIGIBLE_VARIANCE * largest, variance)
 
 
@@ -26,9 +28,10 @@ def geometric_mean(variance: ArrayTree) -> Array:
     present = jax.tree.leaves(has_noise(variance))
     leaves = jax.tree.leaves(variance)
     dtype = jnp.result_type(*leaves)
-    count = sum(jnp.sum(p).astype(dtype) for p in present)
-    log_sum = sum(
-        jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0))
+    count = _tree.reduce_scalars(jnp.sum, [jnp.sum(p).astype(dtype) for p in present])
+    logs = [
+        jnp.sum(jnp.where(p, jnp.log(jnp.where(p, v, 1)), 0)).astype(dtype)
         for p, v in zip(present, leaves, strict=True)
-    )
+    ]
+    log_sum = _tree.reduce_scalars(jnp.sum, logs)
     return jnp.where(count > 0, jnp.exp(log_sum / jnp.maximum(count, 1)), 0)
