@@ -1,4 +1,4 @@
-"""The size of compiled programs: in proportion to the number of leaves, as that of deep networks."""
+"""The size of compiled programs grows in proportion to the number of leaves of a network."""
 
 import jax
 import jax.numpy as jnp

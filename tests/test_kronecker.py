@@ -85,6 +85,9 @@ def flat_map(preconditioner, tree):
         (zeros(dense_kernel=(5, 3), dense_bias=3), {(6, 3)}),
         (zeros(kernel=(3, 3, 2, 8), bias=8), {(19, 8)}),
         (zeros(weight=(8, 2, 3, 3), bias=(8, 1, 1)), {(8, 19)}),
+        (zeros(kernel=(5, 2, 3), bias=(2, 3)), {(6, 6)}),
+        (zeros(kernel=(2, 3, 5), bias=(5,)), {(7, 5)}),
+        (zeros(kernel=(5, 2, 3), bias=(3, 2)), {(10, 3), (3, 2)}),
         (zeros(kernel=(5, 3), bias=4), {(5, 3), (4, 1)}),
         (zeros(scale=(4,), bias=(4,)), {(4, 1)}),
         (zeros(view=(5, 3), bib=3), {(5, 3), (3, 1)}),
@@ -273,25 +276,29 @@ def test_rows_that_few_minibatches_inform(columns):
     assert 0.05 < np.min(variance) < np.max(variance) < 4
 
 
-def test_bias_is_whitened_with_its_kernel():
-    """Noise of a dense layer: the bias is correlated with the kernel, and no longer after."""
+@pytest.mark.parametrize("outputs", [(2,), (2, 2)])
+def test_bias_is_whitened_with_its_kernel(outputs):
+    """Noise of a dense layer: the bias is correlated with the kernel, and no longer after.
+
+    Outputs of two axes are those of flax's attention, (heads, size).
+    """
     mean = np.linspace(1.0, 3.0, 3)
     A = np.block([[np.eye(3) + np.outer(mean, mean), mean[:, None]], [mean[None], np.ones((1, 1))]])
-    B = spd(1, 2, 10.0)
+    B = spd(1, int(np.prod(outputs)), 10.0)
     draw = matrix_normal(A, B)
-    tree = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+    tree = {"kernel": jnp.zeros((3, *outputs)), "bias": jnp.zeros(outputs)}
 
     def noise_fn(key):
         noise = draw(key)
-        return {"kernel": noise[:-1], "bias": noise[-1]}
+        return {"kernel": noise[:-1].reshape(3, *outputs), "bias": noise[-1].reshape(outputs)}
 
     preconditioner = fit(noise_fn, tree)
     keys = jax.random.split(jax.random.key(7), 10_000)
     whitened = jax.vmap(lambda key: preconditioner.whiten(noise_fn(key)))(keys)
-    flat = np.concatenate([whitened["kernel"].reshape(len(keys), -1), whitened["bias"]], axis=1)
+    flat = np.concatenate([x.reshape(len(keys), -1) for x in jax.tree.leaves(whitened)], axis=1)
     correlation = np.corrcoef(flat.T)
     # Standard error 0.01 of a correlation, and as much from the 2000 draws of the fit.
-    assert np.max(np.abs(correlation - np.eye(8))) < 0.09
+    assert np.max(np.abs(correlation - np.eye(flat.shape[1]))) < 0.09
 
 
 def test_sides_beyond_the_limit_are_diagonal():

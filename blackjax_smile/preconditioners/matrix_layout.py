@@ -131,7 +131,8 @@ def matrix_layout(tree: ArrayTree) -> MatrixLayout:
 
     A leaf of two axes or more is a matrix of (product of the leading axes, last);
     if it is called ``weight`` and has more than two, of (first, product of the
-    others), as PyTorch and equinox store convolutions. A bias is joined to the
+    others), as PyTorch and equinox store convolutions; with a bias of several axes that are
+    the kernel's last, of (product of the others, product of these). A bias is joined to the
     kernel that its name and its size say it belongs to, or that it makes a pair
     (kernel, bias) with in a list or tuple: the gradient of a bias is that of a row
     of the kernel whose input is constant. Vectors are matrices of one column.
@@ -188,10 +189,17 @@ def _bias_names(name: tuple[str, ...], names: list[tuple[str, ...]]) -> list[tup
 
 def _fits(kernel: tuple[int, ...], bias: tuple[int, ...]) -> bool:
     """Say whether a bias has one element for each output of a kernel, on either end."""
+    if _is_tail(kernel, bias):
+        return True
     size = math.prod(bias)
     if len(kernel) < 2 or size == 0 or max(bias, default=0) != size:
         return False
     return size in (kernel[-1], kernel[0])
+
+
+def _is_tail(kernel: tuple[int, ...], bias: tuple[int, ...]) -> bool:
+    """Say whether the outputs have several axes: (heads, size) in flax's attention."""
+    return 1 < len(bias) < len(kernel) and kernel[-len(bias) :] == bias and min(bias) > 0
 
 
 def _block(
@@ -201,6 +209,9 @@ def _block(
     if len(shape) < 2:
         return Block(i, None, (math.prod(shape), 1), True)
     out_is_first = "weight" in "".join(name).lower()
+    if bias is not None and _is_tail(shape, shapes[bias]):
+        columns = math.prod(shapes[bias])
+        return Block(i, bias, (math.prod(shape) // columns + 1, columns), True)
     if bias is not None:
         outputs = math.prod(shapes[bias])
         if shape[0] != shape[-1]:
