@@ -154,8 +154,8 @@ def _reasons(positions: ArrayTree, state: Any, parameters: Any, info: Any) -> Ar
     # L = inf is sound: white, strong noise needs no refresh.
     finite = jax.vmap(_tree.all_finite)(numbers) & ~jnp.isnan(parameters["L"])
     changed = jax.vmap(
-        lambda a, b: jnp.any(
-            jnp.stack([jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)])
+        lambda a, b: _tree.reduce_scalars(
+            jnp.any, [jnp.any(x != y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]
         )
     )(positions, state.position)
     checks = [

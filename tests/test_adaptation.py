@@ -227,7 +227,7 @@ class TestResult:
             PROBLEM.minibatch_fn(100),
             preconditioner=preconditioner,
         )
-        start = {"none": jnp.zeros((0,)), "all": PROBLEM.mode, "no_row": jnp.zeros((0, 3))}
+        start = {"a_first": jnp.zeros((0,)), "all": PROBLEM.mode, "no_row": jnp.zeros((0, 3))}
         (state, parameters), _ = warmup.run(jax.random.key(0), start, num_steps=200)
         assert jax.tree.map(jnp.shape, state.position) == jax.tree.map(jnp.shape, start)
         assert 0 < parameters["step_size"] < jnp.inf

@@ -1,6 +1,5 @@
 """Running the windows of an adaptation: in one compiled loop, or from a host iterable."""
 
-import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -11,7 +10,6 @@ from blackjax.types import Array, ArrayTree, PRNGKey
 
 from blackjax_smile._batching import unwrap_keys
 from blackjax_smile._epochs import IN_EPOCHS, EpochDetector
-from blackjax_smile.adaptation.pooling import SEPARATE
 from blackjax_smile.adaptation.schedule import Schedule
 from blackjax_smile.adaptation.state import AdaptationState, WindowInfo
 from blackjax_smile.adaptation.windows import WindowedAdaptation
@@ -82,23 +80,21 @@ def run_on_device(
     keys, wrap = unwrap_keys(jax.random.split(window_key, len(lengths)))
     scalars = jnp.zeros(sum(schedule.windows), state.step_size.step_size.dtype)
     history = StepHistory(scalars, scalars, scalars, scalars.astype(bool))
-    carry = state, history
-    if adaptation.pool == SEPARATE:  # pooled chains share parts of the state
-        carry = _as_of_chain(carry, sampler)
+    carry = _as_of_chain((state, history), state.step_size.step_size)
     (state, history), windows = jax.lax.scan(
         window, carry, (stops - lengths, stops, windows_left, keys)
     )
     return state, Record(probed.num_finite, windows, history)
 
 
-def _as_of_chain(tree: Any, sampler: SmileState) -> Any:
-    """Return the tree, every leaf of it a function of the chain's state by name.
+def _as_of_chain(tree: Any, step_size: Array) -> Any:
+    """Return the tree, every leaf of it a function of the chain's step size by name.
 
     Under `jax.vmap` a loop is traced anew until it is known which parts of its carry differ between
-    chains; so all of them do from the start. The selection is gone when XLA is done.
+    chains; so all of them do from the start, unless the chains are pooled and share their step
+    size. The selection is gone when XLA is done.
     """
-    numbers = (jnp.ravel(jax.tree.leaves(x)[0])[0] for x in (sampler.position, sampler.momentum))
-    either = functools.reduce(jnp.logical_and, map(jnp.isnan, numbers))
+    either = jnp.isnan(step_size)
     return jax.tree.map(lambda x: jnp.where(either, x, x), tree)
 
 

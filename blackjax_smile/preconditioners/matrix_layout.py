@@ -209,11 +209,10 @@ def _block(
     if len(shape) < 2:
         return Block(i, None, (math.prod(shape), 1), True)
     out_is_first = "weight" in "".join(name).lower()
-    if bias is not None and _is_tail(shape, shapes[bias]):
-        columns = math.prod(shapes[bias])
-        return Block(i, bias, (math.prod(shape) // columns + 1, columns), True)
     if bias is not None:
         outputs = math.prod(shapes[bias])
+        if _is_tail(shape, shapes[bias]):
+            return Block(i, bias, (math.prod(shape) // outputs + 1, outputs), True)
         if shape[0] != shape[-1]:
             out_is_first = outputs == shape[0]
     elif len(shape) == 2:
