@@ -19,6 +19,7 @@ from blackjax_smile.preconditioners.base import PreconditionerEstimator
 __all__ = [
     "GradientMoments",
     "init_moments",
+    "initial_restraint",
     "products",
     "restrain",
     "restraint",
@@ -30,6 +31,9 @@ NEGLIGIBLE_NOISE = 1e-8
 
 #: A parameter without noise has, whitened, this share of what squared gradient others have.
 NOISELESS_SHARE = 0.1
+
+#: How much less a leaf without noise is moved until a window has been seen.
+HELD = 0.01
 
 #: What a window's secants say of a curvature, plus this many standard errors.
 STANDARD_ERRORS = 2.0
@@ -124,6 +128,34 @@ def update_moments(
     return sums._replace(last=last, is_known=accepted.astype(moments.is_known.dtype))
 
 
+def initial_restraint(variance: ArrayTree, grad: ArrayTree) -> ArrayTree:
+    """Return how much less parameters are to move until a window has been seen.
+
+    The gradient of what has no noise follows from the other parameters, which are still where they
+    started: effects that all start at zero say that their scale is zero, and once it is, the way
+    back is long. So what has no noise waits for what has.
+
+    Parameters
+    ----------
+    variance
+        Of the gradient's noise at the start.
+    grad
+        A gradient there.
+
+    Returns
+    -------
+    Tree of factors, for the numbers of a vector one by one, for other leaves one.
+    """
+
+    def factor(variance: Array, g: Array) -> Array:
+        square = jnp.square(g.astype(variance.dtype))
+        if g.ndim != 1:
+            square, variance = jnp.sum(square), jnp.sum(variance)
+        return jnp.where(_is_noiseless(square, variance), HELD, 1).astype(variance.dtype)
+
+    return jax.tree.map(factor, variance, grad)
+
+
 def restraint(
     moments: GradientMoments,
     squares: tuple[ArrayTree, ArrayTree],
@@ -163,11 +195,7 @@ def restraint(
     -------
     Tree of :math:`c` in the shapes of ``moments.square``.
     """
-    noiseless = jax.tree.map(
-        lambda square, noise: (noise <= NEGLIGIBLE_NOISE * square) & (square > 0),
-        moments.raw,
-        moments.noise,
-    )
+    noiseless = jax.tree.map(_is_noiseless, moments.raw, moments.noise)
 
     def of_others(tree: ArrayTree) -> Array:
         kept = jax.tree.map(lambda f, x: jnp.where(f, 0, jnp.sum(x)), noiseless, tree)
@@ -201,6 +229,10 @@ def restraint(
         *(noiseless, num_gradients, *squares),
         *(moments.square, moments.secant, moments.secant_square, moments.displacement),
     )
+
+
+def _is_noiseless(square: Array, noise: Array) -> Array:
+    return (noise <= NEGLIGIBLE_NOISE * square) & (square > 0)
 
 
 def _or_one(x: Array) -> Array:

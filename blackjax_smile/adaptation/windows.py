@@ -81,7 +81,8 @@ class WindowedAdaptation(NamedTuple):
         # Where a gradient vanishes at the start (a factor of one that is zero), its noise says
         # nothing: no parameter is to move more freely than most before a window was seen.
         typical = geometric_mean(variance)
-        variance = jax.tree.map(lambda v: v + typical.astype(v.dtype), variance)
+        held = jax.tree.map(self.pool.median, restraint.initial_restraint(variance, probe.grad))
+        variance = jax.tree.map(lambda v, c: v + typical.astype(v.dtype) / c**2, variance, held)
         preconditioner = self.estimator.init(variance)
         d = pytree_size(sampler.position)
         velocity = preconditioner.to_position(sampler.momentum)
@@ -91,9 +92,7 @@ class WindowedAdaptation(NamedTuple):
         grad_squares = self._squares(preconditioner.whiten(probe.grad))
         grad_norm = jnp.sqrt(optax.tree_utils.tree_sum(grad_squares))
         # Where the gradient is that large already, it does set the first step.
-        small = jnp.where(
-            grad_norm > 0, jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm), small
-        )
+        small = jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm)
         return AdaptationState(
             sampler=sampler,
             preconditioner=preconditioner,
