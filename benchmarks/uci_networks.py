@@ -92,15 +92,18 @@ class Runs:
         self.args, self.folder = args, pathlib.Path(args.output)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, table: str, seed: int, method: str, step_size=None, variant="", **options):
+    def get(
+        self, table: str, seed: int, method: str, step_size=None, variant="", repeat=0, **options
+    ):
         label = "_".join(filter(None, [table, str(seed), method, variant.replace(" ", "")]))
         label += "" if step_size is None else f"_{step_size:g}"
+        label += f"_repeat{repeat}" if repeat else ""
         path = self.folder / f"{label}.npz".replace("/", "-")
         if not path.exists():
-            self._make(path, table, seed, method, step_size, **options)
+            self._make(path, table, seed, method, step_size, repeat, **options)
         return dict(np.load(path))
 
-    def _make(self, path, table, seed, method, step_size, **options):
+    def _make(self, path, table, seed, method, step_size, repeat, **options):
         args = self.args
         began = time.perf_counter()
         data = uci_data.load(table, seed, args.data)
@@ -110,7 +113,9 @@ class Runs:
         options = {k: v for k, v in options.items() if k not in ("num_warmup", "num_gradients")}
         if method == "nuts":
             starts = jax.tree.map(lambda x: x[: args.nuts_chains], starts)
-        problem = samplers.Problem(data, starts, num_gradients, jax.random.key(100 + seed))
+        key = jax.random.key(100 + seed)
+        key = jax.random.fold_in(key, repeat) if repeat else key
+        problem = samplers.Problem(data, starts, num_gradients, key)
         draws, extra = run_method(problem, method, num_warmup, args, step_size, **options)
         kept = {name: np.asarray(x) for name, x in {**draws._asdict(), **extra}.items()}
         partial = path.with_suffix(".partial.npz")
@@ -193,24 +198,32 @@ def verdicts(table: str, scores: dict) -> str:
 def sensitivity(table: str, runs: Runs) -> list[dict]:
     """Compare variants of `smile` by whole runs and, where these are equally long, by the
     draws that are later than both warmups."""
+    repeats = range(runs.args.repeats)
 
     def logs_of(label: str, options: dict) -> list:
-        seeds = runs.args.seeds
-        found = (runs.get(table, seed, "smile", None, label, **options) for seed in seeds)
-        return [run["test_logs"] for run in found]
+        """Logs by repeat and seed."""
+        return [
+            [
+                runs.get(table, seed, "smile", None, label, repeat, **options)["test_logs"]
+                for seed in runs.args.seeds
+            ]
+            for repeat in repeats
+        ]
 
     rows = []
     for name, variant in SENSITIVITY.items():
+        if runs.args.variants and name not in runs.args.variants:
+            continue
         reference = SENSITIVITY[variant.against].options if variant.against else {}
         pair = logs_of(name, variant.options), logs_of(variant.against, reference)
-        ours, theirs = (np.array([lppd(logs) for logs in found]) for found in pair)
+        ours, theirs = (np.array([[lppd(x) for x in row] for row in found]) for found in pair)
         row = {
             "table": table,
             "variant": name,
             "against": variant.against or "as set",
             "LPPD": float(np.mean(ours)),
-            "by seed": " ".join(f"{score:.3f}" for score in ours),
-            "change": float(np.mean(ours - theirs)),
+            "by seed": " ".join(f"{score:.3f}" for score in ours.mean(axis=0)),
+            "change": shown(ours - theirs),
             "of the same draws": "",
             "bar": "",
         }
@@ -218,13 +231,22 @@ def sensitivity(table: str, runs: Runs) -> list[dict]:
         if lengths[0][1] == lengths[1][1]:
             start = max(num_warmup for num_warmup, _ in lengths)
             late = [
-                np.mean([lppd(later_than(start, logs, *length)) for logs in found])
+                np.array([[lppd(later_than(start, x, *length)) for x in row] for row in found])
                 for found, length in zip(pair, lengths, strict=True)
             ]
-            row["of the same draws"] = float(late[0] - late[1])
-            row["bar"] = verdict(abs(late[0] - late[1]) < SENSITIVITY_BAR)
+            row["of the same draws"] = shown(late[0] - late[1])
+            row["bar"] = verdict(abs(np.mean(late[0] - late[1])) < SENSITIVITY_BAR)
         rows.append(row)
     return rows
+
+
+def shown(changes) -> str:
+    """Mean over repeats and seeds, with its error from the repeats where there are some."""
+    by_repeat = np.mean(changes, axis=1)
+    text = f"{np.mean(changes):+.3f}"
+    if len(by_repeat) > 1:
+        text += f" +- {np.std(by_repeat, ddof=1) / np.sqrt(len(by_repeat)):.3f}"
+    return text
 
 
 def later_than(start: int, logs, num_warmup: int, num_gradients: int):
@@ -274,6 +296,8 @@ def main() -> None:
     parser.add_argument("--nuts-chains", type=int, default=4, help="the first of them")
     parser.add_argument("--nuts-warmup", type=int, default=2000)
     parser.add_argument("--nuts-samples", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=1, help="other chains (--sensitivity)")
+    parser.add_argument("--variants", nargs="+", choices=SENSITIVITY, help="of --sensitivity")
     parser.add_argument("--sensitivity", action="store_true", help="vary what should not matter")
     parser.add_argument("--against-nuts", action="store_true", help="predictive quality")
     args = parser.parse_args()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import blackjax_smile
+from blackjax_smile.adaptation.restraint import HELD, initial_restraint
 from helpers import assert_moments, sample
 
 pytestmark = pytest.mark.numerics
@@ -84,3 +85,23 @@ def test_the_scale_of_effects_from_zero(shape, preconditioner):
     found = np.column_stack([parts(draws)["mean"], parts(draws)["log_scale"]])
     assert_moments(found, *exact_moments(rows[0]), 0.05, 0.05)
     assert not jnp.any(infos.is_divergent)
+
+
+def test_what_waits_in_the_first_window():
+    """What has a gradient beyond the typical noise and none itself; numbers of vectors alone."""
+    variance = {
+        "vector": jnp.array([1.0, 0, 0]),
+        "matrix": jnp.zeros((2, 2)),
+        "scale": jnp.zeros(()),
+    }
+    grad = {
+        "vector": jnp.array([9.0, 9.0, 0.5]),
+        "matrix": jnp.full((2, 2), 9.0),
+        "scale": jnp.ones(()),
+    }
+    found = initial_restraint(variance, jnp.array(4.0), grad)
+    np.testing.assert_allclose(found["vector"], [1, HELD, 1])
+    assert found["matrix"] == np.float32(HELD)
+    assert found["scale"] == 1
+    partly = initial_restraint({"matrix": jnp.eye(2)}, jnp.array(4.0), {"matrix": grad["matrix"]})
+    assert partly["matrix"] == 1

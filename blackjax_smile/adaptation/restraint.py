@@ -128,17 +128,19 @@ def update_moments(
     return sums._replace(last=last, is_known=accepted.astype(moments.is_known.dtype))
 
 
-def initial_restraint(variance: ArrayTree, grad: ArrayTree) -> ArrayTree:
+def initial_restraint(variance: ArrayTree, typical: Array, grad: ArrayTree) -> ArrayTree:
     """Return how much less parameters are to move until a window has been seen.
 
     The gradient of what has no noise follows from the other parameters, which are still where they
     started: effects that all start at zero say that their scale is zero, and once it is, the way
-    back is long. So what has no noise waits for what has.
+    back is long. So where it is more than the typical noise, it waits for what has noise.
 
     Parameters
     ----------
     variance
         Of the gradient's noise at the start.
+    typical
+        Variance of most parameters.
     grad
         A gradient there.
 
@@ -148,10 +150,11 @@ def initial_restraint(variance: ArrayTree, grad: ArrayTree) -> ArrayTree:
     """
 
     def factor(variance: Array, g: Array) -> Array:
-        square = jnp.square(g.astype(variance.dtype))
+        square, num = jnp.square(g.astype(variance.dtype)), 1
         if g.ndim != 1:
-            square, variance = jnp.sum(square), jnp.sum(variance)
-        return jnp.where(_is_noiseless(square, variance), HELD, 1).astype(variance.dtype)
+            square, variance, num = jnp.sum(square), jnp.sum(variance), g.size
+        held = _is_noiseless(square, variance) & (square > num * typical.astype(square.dtype))
+        return jnp.where(held, HELD, 1).astype(square.dtype)
 
     return jax.tree.map(factor, variance, grad)
 

@@ -81,7 +81,8 @@ class WindowedAdaptation(NamedTuple):
         # Where a gradient vanishes at the start (a factor of one that is zero), its noise says
         # nothing: no parameter is to move more freely than most before a window was seen.
         typical = geometric_mean(variance)
-        held = jax.tree.map(self.pool.median, restraint.initial_restraint(variance, probe.grad))
+        held = restraint.initial_restraint(variance, typical, probe.grad)
+        held = jax.tree.map(self.pool.median, held)
         variance = jax.tree.map(lambda v, c: v + typical.astype(v.dtype) / c**2, variance, held)
         preconditioner = self.estimator.init(variance)
         d = pytree_size(sampler.position)
