@@ -55,7 +55,8 @@ def build_logdensity(num_rows: int):
 
 
 def lppd(row_logs) -> float:
-    """Return the mean over rows of the log of the mean density over draws ``(draws, rows)``."""
+    """Return the mean over rows of the log of the mean density over draws ``(..., rows)``."""
+    row_logs = row_logs.reshape(-1, row_logs.shape[-1])
     log_mean = jax.nn.logsumexp(row_logs, axis=0) - jnp.log(len(row_logs))
     return float(jnp.mean(log_mean))
 

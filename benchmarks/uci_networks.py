@@ -22,7 +22,6 @@ import argparse
 import os
 import pathlib
 import time
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -30,11 +29,12 @@ import uci_data
 import uci_model
 import uci_samplers as samplers
 from tables import print_table, verdict, write_csv
+from uci_model import lppd
+from uci_sensitivity import SENSITIVITY, sensitivity
 
 CHAINS = {"airfoil": 10, "bikesharing": 4}
 BARS = {"airfoil": 0.53, "bikesharing": 0.145}
 CEILING_GAP = 0.05
-SENSITIVITY_BAR = 0.03
 
 #: Step sizes to choose from, by validation LPPD; for the naive SMILE as multiples of
 #: the step size that the warmup found.
@@ -51,25 +51,6 @@ GRIDS = {
 }
 METHODS = ("ensemble", "smile", "diagonal", "dense", "sgld", "sghmc", "naive", "nuts")
 MINIBATCH_RIVALS = ("diagonal", "sgld", "sghmc", "naive")
-
-
-class Variant(NamedTuple):
-    """Options of `smile`, and the run that it is compared with."""
-
-    options: dict
-    against: str = ""
-
-
-#: What should not matter, and two runs of another length. The bar is on runs that are equally
-#: long, by the draws that are later than both warmups.
-SENSITIVITY = {
-    "deflection 0.1": Variant({"target_deflection": 0.1}),
-    "deflection 0.4": Variant({"target_deflection": 0.4}),
-    "warmup / 10, same total": Variant({"num_warmup": 2_000, "num_gradients": 60_000}),
-    "as long, same warmup": Variant({"num_gradients": 240_000}),
-    "warmup x 10": Variant({"num_warmup": 200_000}, "as long, same warmup"),
-    "warmup / 10, shorter run": Variant({"num_warmup": 2_000}),
-}
 
 
 def run_method(problem, method: str, num_warmup: int, args, step_size=None, **options):
@@ -143,11 +124,6 @@ class Runs:
         return grid[int(np.nanargmax(scores))]
 
 
-def lppd(logs) -> float:
-    """LPPD of arrays of shape (chains, draws, rows)."""
-    return uci_model.lppd(logs.reshape(-1, logs.shape[-1]))
-
-
 def summary(runs: list[dict]) -> dict:
     """Return the table's cells for the runs of several seeds."""
     scores = [lppd(run["test_logs"]) for run in runs]
@@ -193,66 +169,6 @@ def verdicts(table: str, scores: dict) -> str:
     if rivals:
         found.append(f"minibatch: {verdict(smile > max(rivals))}")
     return ", ".join(found)
-
-
-def sensitivity(table: str, runs: Runs) -> list[dict]:
-    """Compare variants of `smile` by whole runs and, where these are equally long, by the
-    draws that are later than both warmups."""
-    repeats = range(runs.args.repeats)
-
-    def logs_of(label: str, options: dict) -> list:
-        """Logs by repeat and seed."""
-        return [
-            [
-                runs.get(table, seed, "smile", None, label, repeat, **options)["test_logs"]
-                for seed in runs.args.seeds
-            ]
-            for repeat in repeats
-        ]
-
-    rows = []
-    for name, variant in SENSITIVITY.items():
-        if runs.args.variants and name not in runs.args.variants:
-            continue
-        reference = SENSITIVITY[variant.against].options if variant.against else {}
-        pair = logs_of(name, variant.options), logs_of(variant.against, reference)
-        ours, theirs = (np.array([[lppd(x) for x in row] for row in found]) for found in pair)
-        row = {
-            "table": table,
-            "variant": name,
-            "against": variant.against or "as set",
-            "LPPD": float(np.mean(ours)),
-            "by seed": " ".join(f"{score:.3f}" for score in ours.mean(axis=0)),
-            "change": shown(ours - theirs),
-            "of the same draws": "",
-            "bar": "",
-        }
-        lengths = [runs.lengths(options) for options in (variant.options, reference)]
-        if lengths[0][1] == lengths[1][1]:
-            start = max(num_warmup for num_warmup, _ in lengths)
-            late = [
-                np.array([[lppd(later_than(start, x, *length)) for x in row] for row in found])
-                for found, length in zip(pair, lengths, strict=True)
-            ]
-            row["of the same draws"] = shown(late[0] - late[1])
-            row["bar"] = verdict(abs(np.mean(late[0] - late[1])) < SENSITIVITY_BAR)
-        rows.append(row)
-    return rows
-
-
-def shown(changes) -> str:
-    """Mean over repeats and seeds, with its error from the repeats where there are some."""
-    by_repeat = np.mean(changes, axis=1)
-    text = f"{np.mean(changes):+.3f}"
-    if len(by_repeat) > 1:
-        text += f" +- {np.std(by_repeat, ddof=1) / np.sqrt(len(by_repeat)):.3f}"
-    return text
-
-
-def later_than(start: int, logs, num_warmup: int, num_gradients: int):
-    """Return the draws of a run that come after ``start`` gradients."""
-    share = (np.arange(logs.shape[1]) + 1) / logs.shape[1]
-    return logs[:, num_warmup + share * (num_gradients - num_warmup) > start]
 
 
 def against_nuts(table: str, runs: Runs) -> list[dict]:
