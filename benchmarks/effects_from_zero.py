@@ -21,11 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import gammaln
-from large_hierarchies import BATCH_SIZE, NUM_CHAINS, Model, crossed, intercepts, normal, slopes
-from posterior_scores import flat
+from large_hierarchies import NUM_CHAINS, Model, crossed, intercepts, normal, sample, slopes
+from posterior_scores import differences, flat
 from tables import report
-
-import blackjax_smile
 
 
 def spread(*shape: int):
@@ -113,25 +111,6 @@ MODELS: dict[str, tuple[Callable[[], Model], tuple[str, ...]]] = {
 }
 
 
-def run(model: Model, start: dict, preconditioner: str, args) -> np.ndarray:
-    """Return draws of the hyperparameters, (chains, draws, numbers)."""
-    num_rows = len(model.rows[0])
-    result = blackjax_smile.sample(
-        jax.random.key(7),
-        blackjax.sgmcmc.gradients.logdensity_estimator(
-            model.logprior_fn, model.loglikelihood_fn, num_rows
-        ),
-        start,
-        blackjax_smile.minibatch_sampler(model.rows, min(BATCH_SIZE, num_rows // 20)),
-        num_warmup=args.num_warmup,
-        num_samples=args.num_steps // 20,
-        thinning=20,
-        preconditioner=preconditioner,
-        progress_bar=False,
-    )
-    return flat({name: result.positions[name] for name in model.compared})
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
@@ -144,12 +123,13 @@ def main() -> None:
         build, maps = MODELS[name]
         model = build()
         for preconditioner in maps:
-            zero, other = (
-                run(model, start, preconditioner, args)
+            runs = (
+                sample(model, start, preconditioner, args)
                 for start in (jax.tree.map(jnp.zeros_like, model.start), model.start)
             )
-            shift = np.abs(zero.mean((0, 1)) - other.mean((0, 1))) / other.std((0, 1))
-            row = {"model": name, "map": preconditioner, "shift": float(shift.max())}
+            zero, other = (flat({name: draws[name] for name in model.compared}) for draws in runs)
+            shift = differences(zero, other.mean((0, 1)), other.std((0, 1)))["shift"]
+            row = {"model": name, "map": preconditioner, "shift": shift}
             for label, draws in (("zero", zero), ("spread", other)):
                 row[f"ess, {label}"] = float(np.min(blackjax.ess(draws)))
                 row[f"rhat, {label}"] = float(np.max(blackjax.rhat(draws)))

@@ -188,31 +188,36 @@ def reference(model: Model, draws: np.ndarray, unravel, args) -> np.ndarray:
     return flat(jax.tree.map(lambda *x: jnp.stack(x), *chains))
 
 
-def run(
-    model: Model, preconditioner: str, nuts: np.ndarray | None, args
-) -> tuple[dict, np.ndarray]:
+def sample(model: Model, start: dict, preconditioner: str, args) -> dict:
+    """Return the draws of chains from ``start``."""
     num_rows = len(model.rows[0])
-    result = blackjax_smile.sample(
+    return blackjax_smile.sample(
         jax.random.key(7),
         blackjax.sgmcmc.gradients.logdensity_estimator(
             model.logprior_fn, model.loglikelihood_fn, num_rows
         ),
-        model.start,
-        blackjax_smile.minibatch_sampler(model.rows, BATCH_SIZE),
+        start,
+        blackjax_smile.minibatch_sampler(model.rows, min(BATCH_SIZE, num_rows // 20)),
         num_warmup=args.num_warmup,
         num_samples=args.num_steps // 20,
         thinning=20,
         preconditioner=preconditioner,
         progress_bar=False,
-    )
-    draws = flat(result.positions)
-    seen = flat(jax.vmap(jax.vmap(model.look_at))(result.positions))
+    ).positions
+
+
+def run(
+    model: Model, preconditioner: str, nuts: np.ndarray | None, args
+) -> tuple[dict, np.ndarray]:
+    positions = sample(model, model.start, preconditioner, args)
+    draws = flat(positions)
+    seen = flat(jax.vmap(jax.vmap(model.look_at))(positions))
     scaled = (seen - seen.mean((0, 1))) / seen.std((0, 1))
     if nuts is None:
         _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], model.start))
         nuts = reference(model, draws, unravel, args)
     deviation = nuts.std((0, 1))
-    ours = flat({name: result.positions[name] for name in model.compared})
+    ours = flat({name: positions[name] for name in model.compared})
     ess = np.asarray(blackjax.ess(scaled))
     row = {
         **differences(ours, nuts.mean((0, 1)), deviation),

@@ -213,7 +213,9 @@ def main() -> None:
     parser.add_argument("--nuts-warmup", type=int, default=2000)
     parser.add_argument("--nuts-samples", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=1, help="other chains (--sensitivity)")
-    parser.add_argument("--variants", nargs="+", choices=SENSITIVITY, help="of --sensitivity")
+    parser.add_argument(
+        "--variants", nargs="+", choices=SENSITIVITY, default=list(SENSITIVITY), help="of the same"
+    )
     parser.add_argument("--sensitivity", action="store_true", help="vary what should not matter")
     parser.add_argument("--against-nuts", action="store_true", help="predictive quality")
     args = parser.parse_args()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from blackjax.types import Array, ArrayTree
+from blackjax.util import pytree_size
 
 from blackjax_smile import _tree
 from blackjax_smile.minibatch_gradient import SplitGradient
@@ -32,7 +33,7 @@ NEGLIGIBLE_NOISE = 1e-8
 #: A parameter without noise has, whitened, this share of what squared gradient others have.
 NOISELESS_SHARE = 0.1
 
-#: How much less a leaf without noise is moved until a window has been seen.
+#: How much less what has no noise is moved until a window has been seen.
 HELD = 0.01
 
 #: What a window's secants say of a curvature, plus this many standard errors.
@@ -149,14 +150,13 @@ def initial_restraint(variance: ArrayTree, typical: Array, grad: ArrayTree) -> A
     Tree of factors, for the numbers of a vector one by one, for other leaves one.
     """
 
-    def factor(variance: Array, g: Array) -> Array:
-        square, num = jnp.square(g.astype(variance.dtype)), 1
-        if g.ndim != 1:
-            square, variance, num = jnp.sum(square), jnp.sum(variance), g.size
-        held = _is_noiseless(square, variance) & (square > num * typical.astype(square.dtype))
+    def factor(square: Array, variance: Array) -> Array:
+        num = variance.size // square.size
+        noise = variance if square.ndim else jnp.sum(variance)
+        held = _is_noiseless(square, noise) & (square > num * typical.astype(square.dtype))
         return jnp.where(held, HELD, 1).astype(square.dtype)
 
-    return jax.tree.map(factor, variance, grad)
+    return jax.tree.map(factor, products(grad, grad, pytree_size(grad)), variance)
 
 
 def restraint(

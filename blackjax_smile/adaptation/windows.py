@@ -93,7 +93,7 @@ class WindowedAdaptation(NamedTuple):
         grad_squares = self._squares(preconditioner.whiten(probe.grad))
         grad_norm = jnp.sqrt(optax.tree_utils.tree_sum(grad_squares))
         # Where the gradient is that large already, it does set the first step.
-        small = jnp.minimum(small, self.target_deflection * (d - 1) / grad_norm)
+        small = jnp.fmin(small, self.target_deflection * (d - 1) / grad_norm)
         return AdaptationState(
             sampler=sampler,
             preconditioner=preconditioner,
